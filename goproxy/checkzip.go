@@ -1,0 +1,131 @@
+package goproxy
+
+import (
+	"archive/zip"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/mod/modfile"
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/dirhash"
+	modzip "golang.org/x/mod/zip"
+)
+
+// maxZipDirectoryBytes bounds the memory that a zip's directory takes when it is
+// read: room for the 65,534 files that a zip can hold without the zip64 format.
+const maxZipDirectoryBytes = 16 << 20
+
+// CheckMod says why a go.mod file cannot be used: too large, or not in the
+// go.mod syntax. It may declare another path than m's: forks behind a replace
+// directive do.
+func CheckMod(m module.Version, mod []byte) error {
+	if len(mod) > MaxModBytes {
+		return fmt.Errorf("%s: go.mod is larger than %d bytes", m, MaxModBytes)
+	}
+	if _, err := modfile.ParseLax(m.String()+"/go.mod", mod, nil); err != nil {
+		return fmt.Errorf("%s: go.mod cannot be parsed: %w", m, err)
+	}
+	return nil
+}
+
+// CheckZip checks a whole module zip: the rules of golang.org/x/mod/zip (names,
+// prefix, sizes, case collisions, major version), the CRC of every file, and
+// the go.mod in it. It returns the h1: hash of the zip and the go.mod file that
+// goes with it: the one in the zip, or the synthesised one where there is none.
+// It streams; memory grows only with the number of files.
+func CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return "", nil, err
+	}
+	if st.Size() > MaxZipBytes {
+		return "", nil, fmt.Errorf("%s: zip is larger than %d bytes", m, MaxZipBytes)
+	}
+	if err := checkDirectorySize(f, st.Size()); err != nil {
+		return "", nil, fmt.Errorf("%s: %w", m, err)
+	}
+	checked, err := modzip.CheckZip(m, file)
+	if err != nil {
+		return "", nil, fmt.Errorf("%s: %w", m, err)
+	}
+	if err := checked.Err(); err != nil {
+		return "", nil, fmt.Errorf("%s: %w", m, err)
+	}
+	z, err := zip.NewReader(f, st.Size())
+	if err != nil {
+		return "", nil, fmt.Errorf("%s: %w", m, err)
+	}
+	name := m.String() + "/go.mod"
+	for _, zf := range z.File {
+		if zf.Name != name {
+			continue
+		}
+		r, err := zf.Open()
+		if err != nil {
+			return "", nil, fmt.Errorf("%s: %w", m, err)
+		}
+		mod, err = io.ReadAll(io.LimitReader(r, MaxModBytes+1))
+		r.Close()
+		if err != nil {
+			return "", nil, fmt.Errorf("%s: %w", m, err)
+		}
+	}
+	if mod == nil {
+		mod = SynthesisedMod(m.Path)
+	}
+	if err := CheckMod(m, mod); err != nil {
+		return "", nil, err
+	}
+	h1, err = dirhash.HashZip(file, dirhash.Hash1) // reads every file, and so checks every CRC
+	if err != nil {
+		return "", nil, fmt.Errorf("%s: %w", m, err)
+	}
+	return h1, mod, nil
+}
+
+// SynthesisedMod is the go.mod file of a module that has none.
+// Source: https://go.dev/ref/mod#non-module-compat.
+func SynthesisedMod(path string) []byte {
+	return fmt.Appendf(nil, "module %s\n", modfile.AutoQuote(path))
+}
+
+// ModH1 is the h1: hash of a go.mod file as go.sum and the checksum database
+// have it.
+func ModH1(mod []byte) (string, error) {
+	return dirhash.Hash1([]string{"go.mod"}, func(string) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(mod)), nil
+	})
+}
+
+// checkDirectorySize refuses a zip whose directory would take too much memory,
+// before anything reads it.
+func checkDirectorySize(f io.ReaderAt, size int64) error {
+	// The end of central directory record: 22 bytes and a comment of up to 64 KiB.
+	// Source: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT 4.3.16.
+	tail := min(size, 22+1<<16)
+	buf := make([]byte, tail)
+	if _, err := f.ReadAt(buf, size-tail); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	i := bytes.LastIndex(buf, []byte("PK\x05\x06"))
+	if i < 0 || i+22 > len(buf) {
+		return errors.New("zip: not a zip file: no end of central directory")
+	}
+	le16 := func(o int) int { return int(buf[i+o]) | int(buf[i+o+1])<<8 }
+	dirBytes := int64(le16(12)) | int64(le16(14))<<16
+	if le16(10) == 0xffff || dirBytes == 0xffffffff {
+		return errors.New("zip: a zip64 file, one with more than 65,534 files in it, is not accepted")
+	}
+	if dirBytes > maxZipDirectoryBytes {
+		return fmt.Errorf("zip: the directory takes %d bytes; at most %d are accepted", dirBytes, maxZipDirectoryBytes)
+	}
+	return nil
+}

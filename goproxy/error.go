@@ -1,0 +1,66 @@
+package goproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"time"
+)
+
+// Error is an error with an HTTP status. Its text is the body a client is
+// shown. A status of 404 or 410 matches fs.ErrNotExist.
+type Error struct {
+	Status     int
+	Message    string
+	RetryAfter time.Duration // for 503 and 429: when to come again; 0: not said
+	NoStore    bool          // a negative answer that must not be cached: a fetch goes on, or was refused
+	Err        error         // the cause; may be nil
+}
+
+// Errorf makes an Error; %w sets its cause.
+func Errorf(status int, format string, args ...any) *Error {
+	err := fmt.Errorf(format, args...)
+	return &Error{Status: status, Message: err.Error(), Err: errors.Unwrap(err)}
+}
+
+// NotFound says what was looked for and where.
+func NotFound(format string, args ...any) *Error {
+	return Errorf(http.StatusNotFound, "not found: "+format, args...)
+}
+
+// Busy says that a bound was hit: 503 with Retry-After.
+func Busy(retryAfter time.Duration, format string, args ...any) *Error {
+	e := Errorf(http.StatusServiceUnavailable, format, args...)
+	e.RetryAfter = retryAfter
+	return e
+}
+
+func (e *Error) Error() string { return e.Message }
+
+func (e *Error) Unwrap() error { return e.Err }
+
+func (e *Error) Is(target error) bool {
+	return target == fs.ErrNotExist && (e.Status == http.StatusNotFound || e.Status == http.StatusGone)
+}
+
+// Status maps any error to its HTTP status: the one place where that is
+// decided. nil is 200.
+func Status(err error) int {
+	var e *Error
+	switch {
+	case err == nil:
+		return http.StatusOK
+	case errors.As(err, &e):
+		return e.Status
+	case errors.Is(err, fs.ErrNotExist):
+		return http.StatusNotFound
+	case errors.Is(err, context.DeadlineExceeded):
+		return http.StatusGatewayTimeout
+	case errors.Is(err, context.Canceled):
+		return 499 // the client left; nobody reads it but the log
+	default:
+		return http.StatusInternalServerError
+	}
+}

@@ -1,0 +1,177 @@
+// Package goproxy speaks the GOPROXY protocol: it turns URL paths into module
+// paths, versions and files and back, answers requests from a [Source]
+// ([Handler]), and is itself a Source over HTTP ([Client]). Every role of
+// athensctl is a Source behind the same handler.
+//
+// The protocol is specified at https://go.dev/ref/mod#goproxy-protocol. Only
+// this package escapes and unescapes; all others pass plain module paths and
+// versions.
+package goproxy
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/semver"
+)
+
+// Limits of the module zip format, in bytes.
+// Source: https://pkg.go.dev/golang.org/x/mod/zip#pkg-constants.
+const (
+	MaxZipBytes  = 500 << 20
+	MaxModBytes  = 16 << 20
+	MaxInfoBytes = 1 << 20  // not in the specification; a real one is below 1 KB
+	MaxListBytes = 16 << 20 // not in the specification; about 700,000 versions
+)
+
+// Latest is the query that asks for a module's latest version.
+const Latest = "latest"
+
+// Source answers the read half of the GOPROXY protocol. It is safe for
+// concurrent use. An error for what does not exist matches [fs.ErrNotExist];
+// an error that has a status of its own is an [*Error].
+type Source interface {
+	// List returns the tagged versions of the module, without pseudo-versions.
+	// A known module without tags has an empty list.
+	List(ctx context.Context, path string) (*VersionList, error)
+
+	// Resolve turns a query ("latest", a branch, a commit, a version) into a
+	// version. For a canonical version Info.Version equals the query.
+	Resolve(ctx context.Context, path, query string) (*Info, error)
+
+	// Mod returns the go.mod file of a canonical version. The caller closes it.
+	Mod(ctx context.Context, m module.Version) (*Blob, error)
+
+	// Zip returns the zip file of a canonical version. The caller closes it.
+	Zip(ctx context.Context, m module.Version) (*Blob, error)
+}
+
+// VersionList is what is known of the tagged versions of one module.
+type VersionList struct {
+	Versions []string  // semver order, oldest first, no pseudo-versions
+	Checked  time.Time // when upstream last confirmed it; zero: not known
+	Stale    bool      // older than it should be, because upstream did not answer
+}
+
+// NewVersionList keeps what belongs in a list (canonical versions that fit the
+// module path, no pseudo-versions, each once) and sorts it in semver order.
+func NewVersionList(path string, versions []string, checked time.Time) *VersionList {
+	kept := make([]string, 0, len(versions))
+	for _, v := range versions {
+		if IsCanonical(path, v) && !module.IsPseudoVersion(v) {
+			kept = append(kept, v)
+		}
+	}
+	semver.Sort(kept)
+	return &VersionList{Versions: slices.Compact(kept), Checked: checked}
+}
+
+// LatestVersion is the version that "latest" means when only the list is
+// known: the highest release, else the highest pre-release, with
+// "+incompatible" versions considered only when there is nothing else.
+// It is empty when the list is. Source: https://go.dev/ref/mod#version-queries.
+func (l *VersionList) LatestVersion() string {
+	var best string
+	rank := func(v string) int {
+		r := 0
+		if semver.Prerelease(v) == "" {
+			r++
+		}
+		if !strings.HasSuffix(v, "+incompatible") {
+			r += 2
+		}
+		return r
+	}
+	for _, v := range l.Versions {
+		if best == "" || rank(v) > rank(best) || rank(v) == rank(best) && semver.Compare(v, best) > 0 {
+			best = v
+		}
+	}
+	return best
+}
+
+// Info is the answer to a query, the content of a .info file.
+type Info struct {
+	Version string          // canonical
+	Time    time.Time       // of the commit
+	Origin  json.RawMessage `json:",omitempty"` // where it came from, as upstream sent it
+
+	// Raw is the .info file byte for byte; nil when it was not read from one.
+	Raw []byte `json:"-"`
+	// Kept is when the file was stored; zero for an answer that is not kept.
+	Kept time.Time `json:"-"`
+	// Checked is when upstream gave this answer to a query that is not a
+	// canonical version; zero when not known.
+	Checked time.Time `json:"-"`
+	// Stale says that upstream could not confirm the answer lately.
+	Stale bool `json:"-"`
+}
+
+// ParseInfo reads a .info file. The version in it must be canonical for the
+// module path, and equal to query when query is a canonical version.
+func ParseInfo(path, query string, raw []byte) (*Info, error) {
+	info := &Info{Raw: raw}
+	if err := json.Unmarshal(raw, info); err != nil {
+		return nil, fmt.Errorf("%s@%s: .info is not JSON: %w", path, query, err)
+	}
+	if IsCanonical(path, query) && info.Version != query {
+		return nil, fmt.Errorf("%s@%s: .info names version %q", path, query, info.Version)
+	}
+	if !IsCanonical(path, info.Version) {
+		return nil, fmt.Errorf("%s@%s: .info names version %q, which is not canonical for that module path", path, query, info.Version)
+	}
+	return info, nil
+}
+
+// JSON returns the .info file: Raw when there is one.
+func (i *Info) JSON() []byte {
+	if i.Raw != nil {
+		return i.Raw
+	}
+	b, err := json.Marshal(i)
+	if err != nil {
+		panic(err) // a string, a time and valid JSON
+	}
+	return b
+}
+
+// Blob is the content of one immutable file. The reader is also an io.Seeker
+// where the content is at hand (a file, memory).
+type Blob struct {
+	io.ReadCloser
+	SizeBytes int64
+	ModTime   time.Time // when it was stored, the same on every replica; zero: not known
+}
+
+// ETag is the entity tag of a file of this size stored at that time, to the
+// second. A stored file never changes, so the two identify its content on
+// every replica.
+func ETag(sizeBytes int64, modTime time.Time) string {
+	if modTime.IsZero() {
+		return ""
+	}
+	b := make([]byte, 0, 40)
+	b = append(b, '"')
+	b = strconv.AppendInt(b, modTime.Unix(), 16)
+	b = append(b, '-')
+	b = strconv.AppendInt(b, sizeBytes, 16)
+	return string(append(b, '"'))
+}
+
+// IsCanonical reports whether v is a canonical version (a tag or a
+// pseudo-version, "vX.Y.Z…", optionally "+incompatible") that the module path
+// may have. Source: https://go.dev/ref/mod#glos-canonical-version.
+func IsCanonical(path, v string) bool {
+	if module.CanonicalVersion(v) != v || v == "" {
+		return false
+	}
+	_, major, ok := module.SplitPathVersion(path)
+	return ok && module.CheckPathMajor(v, major) == nil
+}

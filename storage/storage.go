@@ -1,0 +1,201 @@
+// Package storage keeps module versions and what the fleet knows about them.
+//
+// A [Store] keeps the immutable files of module versions; a [Ledger] keeps the
+// rest: what upstream is known to have, the queue of fetches, small state. The
+// backends are in the folders below; [Server] and [Client] carry both
+// interfaces over HTTP. Package storagetest is their conformance suite: an
+// interface comment and its case there change together.
+package storage
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+)
+
+var (
+	// ErrConflict: a file of that version is kept already, with other bytes.
+	// The first bytes stay. It maps to 409.
+	ErrConflict = &goproxy.Error{Status: 409, Message: "conflict: the version is kept with other content"}
+
+	// ErrLeaseLost: the job is no longer the caller's: its lease ran out, or it
+	// was ended by another worker. It maps to 409.
+	ErrLeaseLost = &goproxy.Error{Status: 409, Message: "lease lost: the job is no longer this worker's"}
+
+	// ErrSwapped: the value to be replaced is not the one that was expected.
+	ErrSwapped = &goproxy.Error{Status: 409, Message: "swapped: the value has changed since it was read"}
+
+	// ErrQueueFull: the queue holds as many jobs as it may. It maps to 503.
+	ErrQueueFull = &goproxy.Error{Status: 503, Message: "the queue of fetches is full", RetryAfter: 5 * time.Second}
+
+	errNothing = errors.New("nothing to put: no file was given")
+)
+
+// Files are the files of one version. A nil file is left as it is.
+type Files struct {
+	Info []byte
+	Mod  []byte
+	Zip  io.Reader // streamed; read once; not closed
+}
+
+// Store keeps immutable files of module versions. It is safe for concurrent
+// use. As a goproxy.Source it answers from what is kept and nothing else: List
+// holds the complete versions (all three files kept) and is empty, not an
+// error, for a module it does not know; Resolve answers canonical versions,
+// and "latest" from the list; an absent file is fs.ErrNotExist, even when
+// others of its version are kept.
+type Store interface {
+	goproxy.Source
+
+	// Put keeps the given files, each whole or not at all. Bytes that are kept
+	// already are a success; other bytes are ErrConflict, and the first stay.
+	// After an error any of the files may have been kept, each whole.
+	// Put checks no content; see goproxy.CheckZip and ParseInfo for that.
+	Put(ctx context.Context, m module.Version, f Files) error
+
+	// Delete removes all files of a version and leaves a tombstone that
+	// Deleted reports. A version of which nothing is kept is fs.ErrNotExist.
+	// The version may be put again, with other bytes.
+	Delete(ctx context.Context, m module.Version) error
+
+	// Deleted returns the tombstones with Time at or after since, oldest
+	// first, at most limit. They are kept for TombstoneTTL at least.
+	Deleted(ctx context.Context, since time.Time, limit int) ([]IndexEntry, error)
+
+	// Catalog returns complete versions, ordered by path and then version as
+	// strings, that come after the token; "" starts. A token that is not one is
+	// an error with status 400. limit below 1 is an error with status 400.
+	Catalog(ctx context.Context, after string, limit int) (Page, error)
+
+	// Index returns complete versions with Timestamp at or after since, oldest
+	// first, at most limit. No two entries have the same Timestamp, and no
+	// entry appears later with an earlier Timestamp than one already returned.
+	Index(ctx context.Context, since time.Time, limit int) ([]IndexEntry, error)
+}
+
+// TombstoneTTL is how long a deletion stays visible in Deleted.
+const TombstoneTTL = 24 * time.Hour
+
+// Page is one page of the catalog.
+type Page struct {
+	Versions []module.Version
+	Next     string // the token of the next page; "" at the end
+}
+
+// IndexEntry is one line of the index feed.
+// Source: https://index.golang.org.
+type IndexEntry struct {
+	Path      string
+	Version   string
+	Timestamp time.Time // when it became complete, UTC
+}
+
+// Key names one thing that can be fetched from upstream: a list, the answer to
+// a query, or one file of a version. It is also the name of the fetch's job.
+type Key struct {
+	Path  string
+	Query string // a version, "latest", a branch, a commit; "" with FileList
+	File  File
+}
+
+// File is which of a module's answers a Key means.
+type File string
+
+// The files of the GOPROXY protocol.
+const (
+	FileList File = "list"
+	FileInfo File = "info"
+	FileMod  File = "mod"
+	FileZip  File = "zip"
+)
+
+// String is path@query#file.
+func (k Key) String() string { return k.Path + "@" + k.Query + "#" + string(k.File) }
+
+// Known is what upstream is known to have answered for a Key: a list, a
+// query's answer, or that there is no such thing.
+type Known struct {
+	Checked  time.Time // when upstream answered that; the zero time is never fresh
+	Versions []string  `json:",omitempty"` // FileList
+	Info     []byte    `json:",omitempty"` // FileInfo of a query that is not a canonical version: the .info answer
+
+	// RefusedStatus is not 0 when upstream has no such thing, or it can't be had: 404, 410, 403 or 501.
+	RefusedStatus int    `json:",omitempty"`
+	Refused       string `json:",omitempty"` // with RefusedStatus: what was looked for and where
+
+	ETag string `json:",omitempty"` // upstream's validator for the next conditional request
+}
+
+// Priority orders the queue: a lower number is claimed first.
+type Priority int
+
+// The priorities.
+const (
+	Demand Priority = 0 // somebody waits
+	Ahead  Priority = 1 // brought in ahead of demand
+)
+
+// Job is one fetch from upstream, to be done once in the whole fleet.
+type Job struct {
+	Key      Key
+	Priority Priority
+	Created  time.Time
+	Attempts int    // how often it was claimed
+	LastErr  string // of the last attempt that failed
+
+	NotBefore time.Time // not claimed before
+	Worker    string    // who holds it; "" when nobody does
+	LeaseEnds time.Time // when it may be claimed by another
+	Fence     uint64    // grows with each claim; a stale holder's is lower
+}
+
+// Ledger is what the fleet knows besides artifacts. It is safe for concurrent
+// use, by any number of processes where the backend says so.
+type Ledger interface {
+	// Known returns what upstream last answered; fs.ErrNotExist when it was
+	// never asked or the answer was dropped.
+	Known(ctx context.Context, k Key) (*Known, error)
+	SetKnown(ctx context.Context, k Key, a *Known) error
+
+	// Enqueue adds a job unless one with its key is queued or claimed; added
+	// says which. An existing job takes the more urgent priority of the two,
+	// and the earlier NotBefore. A full queue is ErrQueueFull.
+	Enqueue(ctx context.Context, j Job) (added bool, err error)
+	// Claim leases the job that should be done next: by priority, then by when
+	// it became due. None is due: nil, nil. A job whose lease has ended is due.
+	Claim(ctx context.Context, worker string, lease time.Duration) (*Job, error)
+	// Extend makes the lease end that much from now. Stale: ErrLeaseLost.
+	Extend(ctx context.Context, j *Job, lease time.Duration) error
+	// Done ends the job; Wait returns cause (which may be nil: it went well).
+	// Only the latest holder can, before its lease ends or after as long as nobody
+	// has claimed the job; else ErrLeaseLost.
+	Done(ctx context.Context, j *Job, cause error) error
+	// Retry gives the job back, to be claimed after delay; Wait returns cause.
+	Retry(ctx context.Context, j *Job, delay time.Duration, cause error) error
+	// Wait waits until the job's present or next attempt ends, whichever
+	// worker ends it, and returns that attempt's error: nil when it went well.
+	// There is no such job: nil at once; then look for the result. An attempt
+	// that ended before the call is not seen. Status, message and RetryAfter
+	// of a *goproxy.Error survive.
+	Wait(ctx context.Context, k Key) error
+	// Queue describes the queue for metrics.
+	Queue(ctx context.Context) (QueueStats, error)
+
+	// Load returns a small value (at most 64 KiB), nil when there is none.
+	Load(ctx context.Context, key string) ([]byte, error)
+	// CompareAndSwap sets key to new if its value is old; nil is no value, as
+	// old and as new. Otherwise ErrSwapped.
+	CompareAndSwap(ctx context.Context, key string, old, new []byte) error
+}
+
+// QueueStats describes the queue.
+type QueueStats struct {
+	Jobs    int           // queued or claimed
+	Claimed int           // claimed, with a lease that has not ended
+	Oldest  time.Duration // since the oldest job's Created; 0: none
+}
