@@ -9,10 +9,12 @@
 package goproxy
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -58,6 +60,16 @@ type VersionList struct {
 	Versions []string  // semver order, oldest first, no pseudo-versions
 	Checked  time.Time // when upstream last confirmed it; zero: not known
 	Stale    bool      // older than it should be, because upstream did not answer
+
+	text []byte // Text, made once
+}
+
+// Text is the body of an @v/list answer: a version a line.
+func (l *VersionList) Text() []byte {
+	if l.text == nil && len(l.Versions) > 0 {
+		return []byte(strings.Join(l.Versions, "\n") + "\n")
+	}
+	return l.text
 }
 
 // NewVersionList keeps what belongs in a list (canonical versions that fit the
@@ -70,7 +82,9 @@ func NewVersionList(path string, versions []string, checked time.Time) *VersionL
 		}
 	}
 	semver.Sort(kept)
-	return &VersionList{Versions: slices.Compact(kept), Checked: checked}
+	l := &VersionList{Versions: slices.Compact(kept), Checked: checked}
+	l.text = l.Text()
+	return l
 }
 
 // LatestVersion is the version that "latest" means when only the list is
@@ -148,6 +162,26 @@ type Blob struct {
 	io.ReadCloser
 	SizeBytes int64
 	ModTime   time.Time // when it was stored, the same on every replica; zero: not known
+}
+
+// NewBlob is a Blob over bytes in memory.
+func NewBlob(content []byte, modTime time.Time) *Blob {
+	return &Blob{ReadCloser: memory{bytes.NewReader(content)}, SizeBytes: int64(len(content)), ModTime: modTime}
+}
+
+type memory struct{ *bytes.Reader }
+
+func (memory) Close() error { return nil }
+
+// ReadAll reads and closes a small file. One that is larger than limit bytes is
+// an error.
+func (b *Blob) ReadAll(limit int64) ([]byte, error) {
+	defer b.Close()
+	content, err := io.ReadAll(io.LimitReader(b, limit+1))
+	if err == nil && int64(len(content)) > limit {
+		err = Errorf(http.StatusBadGateway, "larger than %d bytes", limit)
+	}
+	return content, err
 }
 
 // ETag is the entity tag of a file of this size stored at that time, to the

@@ -104,14 +104,14 @@ type Key struct {
 }
 
 // File is which of a module's answers a Key means.
-type File string
+type File = goproxy.File
 
 // The files of the GOPROXY protocol.
 const (
-	FileList File = "list"
-	FileInfo File = "info"
-	FileMod  File = "mod"
-	FileZip  File = "zip"
+	FileList = goproxy.FileList
+	FileInfo = goproxy.FileInfo
+	FileMod  = goproxy.FileMod
+	FileZip  = goproxy.FileZip
 )
 
 // String is path@query#file.
@@ -127,8 +127,6 @@ type Known struct {
 	// RefusedStatus is not 0 when upstream has no such thing, or it can't be had: 404, 410, 403 or 501.
 	RefusedStatus int    `json:",omitempty"`
 	Refused       string `json:",omitempty"` // with RefusedStatus: what was looked for and where
-
-	ETag string `json:",omitempty"` // upstream's validator for the next conditional request
 }
 
 // Priority orders the queue: a lower number is claimed first.

@@ -1,0 +1,216 @@
+package goproxy
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/module"
+)
+
+// Client is a Source over HTTP: an upstream proxy, or another role. A status
+// other than 200 is an *Error with that status and the body as its message.
+type Client struct {
+	Base *url.URL     // may have a path and userinfo
+	HTTP *http.Client // its transport bounds connecting and waiting for headers
+	// IdleTimeout is the longest pause while a body is read; 0: no bound.
+	IdleTimeout time.Duration
+}
+
+var _ Source = (*Client)(nil)
+
+// List returns the versions that the server lists, cleaned by NewVersionList.
+func (c *Client) List(ctx context.Context, path string) (*VersionList, error) {
+	resp, err := c.get(ctx, Request{Path: path, File: FileList})
+	if err != nil {
+		return nil, err
+	}
+	body, err := blobOf(resp).ReadAll(MaxListBytes)
+	if err != nil {
+		return nil, c.broken(path+": version list", err)
+	}
+	var versions []string
+	lines := bufio.NewScanner(bytes.NewReader(body))
+	for lines.Scan() {
+		// A line may have the version's time behind the version.
+		if f := strings.Fields(lines.Text()); len(f) > 0 {
+			versions = append(versions, f[0])
+		}
+	}
+	checked, _ := time.Parse(time.RFC3339Nano, resp.Header.Get(HeaderChecked))
+	l := NewVersionList(path, versions, checked)
+	l.Stale = resp.Header.Get(HeaderStale) == "true"
+	return l, nil
+}
+
+// Resolve asks for .info, or @latest.
+func (c *Client) Resolve(ctx context.Context, path, query string) (*Info, error) {
+	resp, err := c.get(ctx, Request{path, query, FileInfo})
+	if err != nil {
+		return nil, err
+	}
+	b := blobOf(resp)
+	raw, err := b.ReadAll(MaxInfoBytes)
+	if err != nil {
+		return nil, c.broken(path+"@"+query, err)
+	}
+	info, err := ParseInfo(path, query, raw)
+	if err != nil {
+		return nil, Errorf(http.StatusBadGateway, "%s: %w", c.Base.Redacted(), err)
+	}
+	if info.Version == query {
+		info.Kept = b.ModTime
+	} else {
+		info.Checked, _ = time.Parse(time.RFC3339Nano, resp.Header.Get(HeaderChecked))
+		info.Stale = resp.Header.Get(HeaderStale) == "true"
+	}
+	return info, nil
+}
+
+// Mod asks for .mod.
+func (c *Client) Mod(ctx context.Context, m module.Version) (*Blob, error) {
+	return c.file(ctx, m, FileMod)
+}
+
+// Zip asks for .zip; its content is streamed. SizeBytes is -1 when the server
+// does not say it.
+func (c *Client) Zip(ctx context.Context, m module.Version) (*Blob, error) {
+	return c.file(ctx, m, FileZip)
+}
+
+func (c *Client) file(ctx context.Context, m module.Version, file File) (*Blob, error) {
+	resp, err := c.get(ctx, Request{m.Path, m.Version, file})
+	if err != nil {
+		return nil, err
+	}
+	return blobOf(resp), nil
+}
+
+func (c *Client) get(ctx context.Context, req Request) (*http.Response, error) {
+	path, err := req.URLPath()
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.Get(ctx, path)
+	if err != nil {
+		var e *Error
+		if errors.As(err, &e) {
+			return nil, err
+		}
+		return nil, c.broken(req.String(), err)
+	}
+	return resp, nil
+}
+
+// Get asks for a path below the base, with a leading slash, and returns the
+// answer when it is a 200, an *Error when it is another status. The body must
+// be closed. The context's end, or a pause of IdleTimeout, ends the body.
+func (c *Client) Get(ctx context.Context, path string) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	u := *c.Base
+	u.Path = strings.TrimSuffix(u.Path, "/") + path
+	u.RawPath = ""
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	if NoFetch(ctx) {
+		req.Header.Set(HeaderNoFetch, "true")
+	}
+	// A module zip must arrive as it was stored, and Content-Length must mean it.
+	req.Header.Set("Accept-Encoding", "identity")
+	resp, err := c.HTTP.Do(req)
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	body := &body{ReadCloser: resp.Body, ctx: ctx, idle: c.IdleTimeout, cancel: cancel}
+	if c.IdleTimeout > 0 {
+		body.timer = time.AfterFunc(c.IdleTimeout, func() {
+			cancel(fmt.Errorf("no byte for %v", c.IdleTimeout))
+		})
+		body.timer.Stop() // it runs only while a Read waits
+	}
+	resp.Body = body
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 2<<10))
+	e := &Error{Status: resp.StatusCode, Message: c.message(resp, path, text)}
+	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
+		e.RetryAfter = min(time.Duration(s)*time.Second, time.Hour)
+	}
+	e.NoStore = errors.Is(e, fs.ErrNotExist) && strings.Contains(resp.Header.Get("Cache-Control"), CacheNever)
+	return nil, e
+}
+
+// message is the body when it is text for people, else the status line.
+func (c *Client) message(resp *http.Response, path string, text []byte) string {
+	msg := strings.TrimSpace(string(text))
+	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") || msg == "" {
+		msg = fmt.Sprintf("%s%s: %s", c.Base.Redacted(), path, resp.Status)
+	}
+	return strings.ToValidUTF8(msg, "\uFFFD")
+}
+
+// broken is an error of the network or of a cut body: never "not found".
+func (c *Client) broken(what string, err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		return err
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return Errorf(http.StatusBadGateway, "%s: %w", what, err)
+}
+
+func blobOf(resp *http.Response) *Blob {
+	b := &Blob{ReadCloser: resp.Body, SizeBytes: resp.ContentLength}
+	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
+		b.ModTime = t
+	}
+	return b
+}
+
+// body ends its request when it is closed, or when a Read gets nothing for idle.
+type body struct {
+	io.ReadCloser
+	ctx    context.Context
+	idle   time.Duration
+	timer  *time.Timer
+	cancel context.CancelCauseFunc
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	if b.timer != nil {
+		b.timer.Reset(b.idle)
+	}
+	n, err := b.ReadCloser.Read(p)
+	if b.timer != nil {
+		b.timer.Stop()
+	}
+	if err != nil && err != io.EOF {
+		if cause := context.Cause(b.ctx); cause != nil {
+			err = cause
+		}
+	}
+	return n, err
+}
+
+func (b *body) Close() error {
+	err := b.ReadCloser.Close()
+	b.cancel(nil)
+	return err
+}

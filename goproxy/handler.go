@@ -1,0 +1,367 @@
+package goproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"golang.org/x/mod/module"
+)
+
+// Headers that are part of the protocol between the roles and of the public answers.
+const (
+	// HeaderNoFetch on a request asks to answer from what is kept.
+	// Source: https://proxy.golang.org.
+	HeaderNoFetch = "Disable-Module-Fetch"
+	// HeaderChecked says when upstream last confirmed a list or a query's
+	// answer, in RFC 3339.
+	HeaderChecked = "Athensctl-Checked"
+	// HeaderStale is "true" on a list or a query's answer that is older than it
+	// should be, because upstream did not answer.
+	HeaderStale = "Athensctl-Stale"
+)
+
+// Values of Cache-Control.
+const (
+	CacheImmutable = "public, max-age=31536000, immutable"
+	CacheBriefly   = "public, max-age=60"
+	CacheNever     = "no-store"
+)
+
+type noFetch struct{}
+
+// WithNoFetch marks a context: answer from what is kept, never fetch.
+func WithNoFetch(ctx context.Context) context.Context {
+	return context.WithValue(ctx, noFetch{}, true)
+}
+
+// NoFetch reports whether the context is so marked.
+func NoFetch(ctx context.Context) bool { return ctx.Value(noFetch{}) != nil }
+
+// Handler answers GET and HEAD requests of the GOPROXY protocol from src. It
+// is meant for one catch-all route. Errors are returned, for ErrorHandler.
+func Handler(src Source) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r := c.Request()
+		if err := CheckURL(r); err != nil {
+			return err
+		}
+		urlPath, cachedOnly := strings.CutPrefix(r.URL.Path, "/cached-only/")
+		req, err := ParseRequest(urlPath)
+		if err != nil {
+			return err
+		}
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			c.Response().Header().Set("Allow", "GET, HEAD")
+			return Errorf(http.StatusMethodNotAllowed, "%s is not allowed here: GET and HEAD are", r.Method)
+		}
+		ctx := r.Context()
+		if cachedOnly || strings.EqualFold(r.Header.Get(HeaderNoFetch), "true") {
+			ctx = WithNoFetch(ctx)
+		}
+		switch req.File {
+		case FileList:
+			return serveList(ctx, c, src, req)
+		case FileInfo:
+			return serveInfo(ctx, c, src, req)
+		default:
+			return serveFile(ctx, c, src, req)
+		}
+	}
+}
+
+// CheckURL refuses encoded slashes, so that a path means the same to
+// everything between the client and the handler.
+func CheckURL(r *http.Request) error {
+	if r.URL.RawPath != "" && strings.Contains(strings.ToLower(r.URL.RawPath), "%2f") {
+		return Errorf(http.StatusBadRequest, "bad request: an encoded slash (%%2F) in the path")
+	}
+	return nil
+}
+
+func serveList(ctx context.Context, c echo.Context, src Source, req Request) error {
+	list, err := src.List(ctx, req.Path)
+	if err != nil {
+		return err
+	}
+	text := list.Text()
+	h := c.Response().Header()
+	h["Content-Type"] = textPlain
+	setChanging(ctx, h, list.Checked, list.Stale)
+	return writeBytes(c, text)
+}
+
+func serveInfo(ctx context.Context, c echo.Context, src Source, req Request) error {
+	info, err := src.Resolve(ctx, req.Path, req.Query)
+	if err != nil {
+		return err
+	}
+	body := info.JSON()
+	h := c.Response().Header()
+	h["Content-Type"] = applicationJSON
+	if info.Version == req.Query {
+		if setImmutable(c, int64(len(body)), info.Kept) {
+			return nil
+		}
+	} else {
+		setChanging(ctx, h, info.Checked, info.Stale)
+	}
+	return writeBytes(c, body)
+}
+
+func serveFile(ctx context.Context, c echo.Context, src Source, req Request) error {
+	m := module.Version{Path: req.Path, Version: req.Query}
+	contentType, get := textPlain, src.Mod
+	if req.File == FileZip {
+		contentType, get = applicationZip, src.Zip
+	}
+	blob, err := get(ctx, m)
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	h := c.Response().Header()
+	h["Content-Type"] = contentType
+	if setImmutable(c, blob.SizeBytes, blob.ModTime) {
+		return nil
+	}
+	return writeBlob(c, blob)
+}
+
+// Header values shared by all answers; nothing writes to them.
+var (
+	textPlain       = []string{"text/plain; charset=utf-8"}
+	applicationJSON = []string{"application/json"}
+	applicationZip  = []string{"application/zip"}
+	immutable       = []string{CacheImmutable}
+	briefly         = []string{CacheBriefly}
+	acceptRanges    = []string{"bytes"}
+)
+
+func setChanging(ctx context.Context, h http.Header, checked time.Time, stale bool) {
+	if NoFetch(ctx) {
+		h.Set("Cache-Control", CacheNever)
+	} else {
+		h["Cache-Control"] = briefly
+	}
+	if !checked.IsZero() {
+		h.Set(HeaderChecked, checked.UTC().Format(time.RFC3339Nano))
+	}
+	if stale {
+		h.Set(HeaderStale, "true")
+	}
+}
+
+// setImmutable sets the headers of a file that never changes. It answers a
+// conditional request itself when the client has the file, and then returns true.
+func setImmutable(c echo.Context, sizeBytes int64, modTime time.Time) (done bool) {
+	h := c.Response().Header()
+	h["Cache-Control"] = immutable
+	if modTime.IsZero() {
+		return false
+	}
+	etag := ETag(sizeBytes, modTime)
+	h["Etag"] = []string{etag}
+	h["Last-Modified"] = []string{modTime.UTC().Format(http.TimeFormat)}
+	rh := c.Request().Header
+	if match := rh.Get("If-None-Match"); match != "" {
+		if !matchesETag(match, etag) {
+			return false
+		}
+	} else {
+		since, err := http.ParseTime(rh.Get("If-Modified-Since"))
+		if err != nil || modTime.Truncate(time.Second).After(since) {
+			return false
+		}
+	}
+	delete(h, "Content-Type")
+	c.Response().WriteHeader(http.StatusNotModified)
+	return true
+}
+
+// matchesETag compares weakly, as If-None-Match does. Source: RFC 9110, 13.1.2.
+func matchesETag(header, etag string) bool {
+	for field := range strings.SplitSeq(header, ",") {
+		field = strings.TrimSpace(field)
+		if field == "*" || strings.TrimPrefix(field, "W/") == etag {
+			return true
+		}
+	}
+	return false
+}
+
+func writeBytes(c echo.Context, body []byte) error {
+	res, r := c.Response(), c.Request()
+	if r.Header["Range"] != nil {
+		return writeBlob(c, NewBlob(body, time.Time{}))
+	}
+	res.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
+	res.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	res.Write(body) // an error means that the client left: nobody is there to be told
+	return nil
+}
+
+// writeBlob writes a file or the ranges of it that were asked for. It writes
+// beside echo's Response, which hides the io.ReaderFrom that sendfile needs.
+func writeBlob(c echo.Context, blob *Blob) error {
+	res, r := c.Response(), c.Request()
+	if rs, ok := blob.ReadCloser.(io.ReadSeeker); ok {
+		w := &counter{ResponseWriter: res.Writer}
+		// ServeContent handles Range and If-Range; the headers that it would
+		// compare are set already.
+		http.ServeContent(w, r, "", time.Time{}, rs)
+		res.Status, res.Size, res.Committed = w.status, w.size, true
+		return nil
+	}
+	h := res.Header()
+	if blob.SizeBytes >= 0 {
+		h.Set("Content-Length", strconv.FormatInt(blob.SizeBytes, 10))
+	}
+	h["Accept-Ranges"] = acceptRanges
+	status := http.StatusOK
+	var body io.Reader = blob
+	if start, length, ok := oneRange(r, h, blob.SizeBytes); ok {
+		if _, err := io.CopyN(io.Discard, blob, start); err != nil {
+			return fmt.Errorf("skip to byte %d: %w", start, err)
+		}
+		h.Set("Content-Length", strconv.FormatInt(length, 10))
+		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start, start+length-1, blob.SizeBytes))
+		status, body = http.StatusPartialContent, io.LimitReader(blob, length)
+	}
+	res.WriteHeader(status)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	n, err := io.Copy(struct{ io.Writer }{res.Writer}, body)
+	res.Size = n
+	if err == nil && status == http.StatusOK && blob.SizeBytes >= 0 && n != blob.SizeBytes {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		// The status is sent: cut the connection, so that the client sees it.
+		panic(http.ErrAbortHandler)
+	}
+	return nil
+}
+
+// oneRange reads a Range header of a single range for content that cannot seek.
+// Any other form is answered with the whole, which RFC 9110 (14.2) allows.
+func oneRange(r *http.Request, h http.Header, size int64) (start, length int64, ok bool) {
+	spec, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=")
+	if !ok || size < 0 {
+		return 0, 0, false
+	}
+	if cond := r.Header.Get("If-Range"); cond != "" && cond != h.Get("Etag") && cond != h.Get("Last-Modified") {
+		return 0, 0, false
+	}
+	first, last, ok := strings.Cut(spec, "-")
+	if !ok || strings.ContainsAny(spec, ", ") {
+		return 0, 0, false
+	}
+	end := size - 1
+	if first == "" {
+		n, err := strconv.ParseInt(last, 10, 64)
+		if err != nil || n <= 0 {
+			return 0, 0, false
+		}
+		start = max(0, size-n)
+	} else {
+		var err error
+		if start, err = strconv.ParseInt(first, 10, 64); err != nil {
+			return 0, 0, false
+		}
+		if last != "" {
+			if end, err = strconv.ParseInt(last, 10, 64); err != nil {
+				return 0, 0, false
+			}
+		}
+		end = min(end, size-1)
+	}
+	if start > end {
+		return 0, 0, false
+	}
+	return start, end - start + 1, true
+}
+
+// counter counts what ServeContent writes and keeps sendfile.
+type counter struct {
+	http.ResponseWriter
+	status int
+	size   int64
+}
+
+func (w *counter) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *counter) Write(b []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(b)
+	w.size += int64(n)
+	return n, err
+}
+
+func (w *counter) ReadFrom(r io.Reader) (int64, error) {
+	n, err := io.Copy(w.ResponseWriter, r)
+	w.size += n
+	return n, err
+}
+
+func (w *counter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// ErrorHandler answers a request that failed: the status, the reason as
+// text/plain, the caching headers. It is echo's HTTPErrorHandler in every role.
+func ErrorHandler(err error, c echo.Context) {
+	res := c.Response()
+	if res.Committed {
+		return
+	}
+	var he *echo.HTTPError
+	if errors.As(err, &he) {
+		err = Errorf(he.Code, "%v", he.Message)
+	}
+	status := Status(err)
+	h := res.Header()
+	cache := CacheNever
+	var e *Error
+	if errors.As(err, &e) && e.NoStore || NoFetch(c.Request().Context()) || c.Request().Header.Get(HeaderNoFetch) != "" {
+		cache = CacheNever
+	} else if status == http.StatusNotFound || status == http.StatusGone {
+		cache = CacheBriefly
+	}
+	h.Set("Cache-Control", cache)
+	h["Content-Type"] = textPlain
+	h.Set("X-Content-Type-Options", "nosniff")
+	for _, k := range []string{"Etag", "Last-Modified", "Content-Length", "Accept-Ranges", HeaderChecked, HeaderStale} {
+		h.Del(k)
+	}
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
+		after := time.Second
+		if e != nil && e.RetryAfter > 0 {
+			after = e.RetryAfter
+		}
+		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(after.Seconds()))))
+	}
+	body := err.Error()
+	if status == http.StatusNotFound && !strings.HasPrefix(body, "not found: ") {
+		body = "not found: " + body
+	}
+	body += "\n"
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	res.WriteHeader(status)
+	if c.Request().Method != http.MethodHead {
+		io.WriteString(res, body)
+	}
+}

@@ -1,0 +1,471 @@
+package kv
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+)
+
+// maxStateBytes is the size of a small value.
+const maxStateBytes = 64 << 10
+
+// How long an answer of upstream is remembered when nobody asks for it again.
+const (
+	forgetRefused = time.Hour
+	forgetQuery   = 30 * 24 * time.Hour
+)
+
+// Ledger implements storage.Ledger, and the catalog and index half of
+// storage.Store, for one process. Jobs survive the process; who waits for one
+// does not.
+type Ledger struct {
+	db       DB
+	now      func() time.Time
+	queueMax int
+
+	mu      sync.Mutex
+	waiting map[storage.Key][]chan error // each takes one error
+}
+
+var _ storage.Ledger = (*Ledger)(nil)
+
+// NewLedger returns a ledger over db. queueMax bounds the jobs in the queue; 0:
+// no bound. now is the clock; nil is time.Now.
+func NewLedger(db DB, queueMax int, now func() time.Time) *Ledger {
+	if now == nil {
+		now = time.Now
+	}
+	return &Ledger{db: db, now: now, queueMax: queueMax, waiting: map[storage.Key][]chan error{}}
+}
+
+func ledgerKey(prefix byte, k storage.Key) []byte {
+	return key(prefix, k.Path, k.Query, string(k.File))
+}
+
+// Known implements storage.Ledger.
+func (l *Ledger) Known(ctx context.Context, k storage.Key) (*storage.Known, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	var a *storage.Known
+	err := l.db.View(func(tx Tx) error {
+		b := tx.Get(ledgerKey('k', k))
+		if b == nil {
+			return fmt.Errorf("%s: nothing is known: %w", k, fs.ErrNotExist)
+		}
+		a = new(storage.Known)
+		return json.Unmarshal(b, a)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// SetKnown implements storage.Ledger. An answer that is not a list is forgotten
+// some time after it was given: a refusal after an hour, another after 30 days.
+func (l *Ledger) SetKnown(ctx context.Context, k storage.Key, a *storage.Known) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	b, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	kk := ledgerKey('k', k)
+	return l.db.Update(func(tx Tx) error {
+		if err := tx.Put(kk, b); err != nil {
+			return err
+		}
+		if err := l.forget(tx); err != nil {
+			return err
+		}
+		ttl := forgetQuery
+		switch {
+		case a.RefusedStatus != 0:
+			ttl = forgetRefused
+		case k.File == storage.FileList || k.Query == goproxy.Latest:
+			return nil
+		}
+		return tx.Put(append(appendTime([]byte{'x'}, l.now().Add(ttl)), kk...), nil)
+	})
+}
+
+// forget drops a few answers whose time has come, so that the work of dropping
+// is spread over the writes.
+func (l *Ledger) forget(tx Tx) error {
+	var due [][]byte
+	now := l.now()
+	tx.Ascend([]byte{'x'}, func(k, _ []byte) bool {
+		if k[0] != 'x' || readTime(k[1:9]).After(now) || len(due) == 4 {
+			return false
+		}
+		due = append(due, bytes.Clone(k))
+		return true
+	})
+	for _, x := range due {
+		var a storage.Known
+		if b := tx.Get(x[9:]); b != nil && json.Unmarshal(b, &a) == nil && !a.Checked.Add(forgetRefused).After(now) {
+			if err := tx.Delete(x[9:]); err != nil {
+				return err
+			}
+		}
+		if err := tx.Delete(x); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Enqueue implements storage.Ledger.
+func (l *Ledger) Enqueue(ctx context.Context, j storage.Job) (added bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	err = l.db.Update(func(tx Tx) error {
+		added = false
+		old, err := getJob(tx, j.Key)
+		if err != nil {
+			return err
+		}
+		if old != nil {
+			merged := *old
+			merged.Priority = min(old.Priority, j.Priority)
+			if old.Worker == "" && j.NotBefore.Before(old.NotBefore) {
+				merged.NotBefore = j.NotBefore
+			}
+			if merged == *old {
+				return nil
+			}
+			return putJob(tx, old, &merged)
+		}
+		n := jobCount(tx)
+		if l.queueMax > 0 && n >= l.queueMax {
+			return storage.ErrQueueFull
+		}
+		added = true
+		fresh := storage.Job{Key: j.Key, Priority: j.Priority, NotBefore: j.NotBefore, Created: l.now().UTC()}
+		if err := setJobCount(tx, n+1); err != nil {
+			return err
+		}
+		return putJob(tx, nil, &fresh)
+	})
+	return added && err == nil, err
+}
+
+// Claim implements storage.Ledger.
+func (l *Ledger) Claim(ctx context.Context, worker string, lease time.Duration) (*storage.Job, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	var job *storage.Job
+	// Looking first costs no write when there is nothing to do.
+	err := l.db.View(func(tx Tx) (err error) {
+		job, err = l.nextDue(tx)
+		return err
+	})
+	if err != nil || job == nil {
+		return nil, err
+	}
+	err = l.db.Update(func(tx Tx) error {
+		job = nil
+		old, err := l.nextDue(tx)
+		if old == nil || err != nil {
+			return err
+		}
+		claimed := *old
+		claimed.Worker, claimed.LeaseEnds = worker, l.now().Add(lease).UTC()
+		claimed.Attempts++
+		claimed.Fence++
+		if err := putJob(tx, old, &claimed); err != nil {
+			return err
+		}
+		job = &claimed
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return job, nil
+}
+
+func (l *Ledger) nextDue(tx Tx) (*storage.Job, error) {
+	now := l.now()
+	for _, p := range []storage.Priority{storage.Demand, storage.Ahead} {
+		var jk []byte
+		prefix := []byte{'q', byte(p)}
+		tx.Ascend(prefix, func(k, _ []byte) bool {
+			if bytes.HasPrefix(k, prefix) && !readTime(k[2:10]).After(now) {
+				jk = bytes.Clone(k[10:])
+			}
+			return false
+		})
+		if jk != nil {
+			var j storage.Job
+			return &j, json.Unmarshal(tx.Get(jk), &j)
+		}
+	}
+	return nil, nil
+}
+
+// Extend implements storage.Ledger.
+func (l *Ledger) Extend(ctx context.Context, j *storage.Job, lease time.Duration) error {
+	return l.db.Update(func(tx Tx) error {
+		old, err := l.held(tx, j)
+		if err != nil {
+			return err
+		}
+		extended := *old
+		extended.LeaseEnds = l.now().Add(lease).UTC()
+		return putJob(tx, old, &extended)
+	})
+}
+
+// Done implements storage.Ledger.
+func (l *Ledger) Done(ctx context.Context, j *storage.Job, cause error) error {
+	err := l.db.Update(func(tx Tx) error {
+		old, err := l.held(tx, j)
+		if err != nil {
+			return err
+		}
+		if err := setJobCount(tx, max(0, jobCount(tx)-1)); err != nil {
+			return err
+		}
+		return putJob(tx, old, nil)
+	})
+	if err == nil {
+		l.wake(j.Key, cause)
+	}
+	return err
+}
+
+// Retry implements storage.Ledger.
+func (l *Ledger) Retry(ctx context.Context, j *storage.Job, delay time.Duration, cause error) error {
+	err := l.db.Update(func(tx Tx) error {
+		old, err := l.held(tx, j)
+		if err != nil {
+			return err
+		}
+		later := *old
+		later.Worker, later.LeaseEnds = "", time.Time{}
+		later.NotBefore = l.now().Add(delay).UTC()
+		if cause != nil {
+			later.LastErr = cause.Error()
+		}
+		return putJob(tx, old, &later)
+	})
+	if err == nil {
+		l.wake(j.Key, cause)
+	}
+	return err
+}
+
+// held returns the job as it is kept, if j's holder still is its latest.
+func (l *Ledger) held(tx Tx, j *storage.Job) (*storage.Job, error) {
+	old, err := getJob(tx, j.Key)
+	if err != nil {
+		return nil, err
+	}
+	if old == nil || old.Fence != j.Fence || old.Worker != j.Worker || old.Worker == "" {
+		return nil, storage.ErrLeaseLost
+	}
+	return old, nil
+}
+
+// Wait implements storage.Ledger.
+func (l *Ledger) Wait(ctx context.Context, k storage.Key) error {
+	ch := make(chan error, 1)
+	l.mu.Lock()
+	l.waiting[k] = append(l.waiting[k], ch)
+	l.mu.Unlock()
+	defer l.unwait(k, ch)
+
+	var job *storage.Job
+	err := l.db.View(func(tx Tx) (err error) {
+		job, err = getJob(tx, k)
+		return err
+	})
+	if err != nil || job == nil {
+		return err
+	}
+	select {
+	case err := <-ch:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (l *Ledger) unwait(k storage.Key, ch chan error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := l.waiting[k]
+	for i, c := range list {
+		if c == ch {
+			list[i] = list[len(list)-1]
+			l.waiting[k] = list[:len(list)-1]
+			break
+		}
+	}
+	if len(l.waiting[k]) == 0 {
+		delete(l.waiting, k)
+	}
+}
+
+func (l *Ledger) wake(k storage.Key, cause error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, ch := range l.waiting[k] {
+		select {
+		case ch <- cause:
+		default: // it has one already, and is leaving
+		}
+	}
+}
+
+// Queue implements storage.Ledger.
+func (l *Ledger) Queue(ctx context.Context) (storage.QueueStats, error) {
+	var s storage.QueueStats
+	now := l.now()
+	err := l.db.View(func(tx Tx) error {
+		var bad error
+		tx.Ascend([]byte{'j'}, func(k, v []byte) bool {
+			if k[0] != 'j' {
+				return false
+			}
+			var j storage.Job
+			if bad = json.Unmarshal(v, &j); bad != nil {
+				return false
+			}
+			s.Jobs++
+			if j.Worker != "" && j.LeaseEnds.After(now) {
+				s.Claimed++
+			}
+			s.Oldest = max(s.Oldest, now.Sub(j.Created))
+			return true
+		})
+		return bad
+	})
+	return s, err
+}
+
+// Load implements storage.Ledger.
+func (l *Ledger) Load(ctx context.Context, name string) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	var value []byte
+	err := l.db.View(func(tx Tx) error {
+		value = bytes.Clone(tx.Get(key('s', name)))
+		return nil
+	})
+	return value, err
+}
+
+// CompareAndSwap implements storage.Ledger.
+func (l *Ledger) CompareAndSwap(ctx context.Context, name string, old, new []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(new) > maxStateBytes {
+		return goproxy.Errorf(http.StatusRequestEntityTooLarge, "%s: a value of %d bytes; at most %d are kept", name, len(new), maxStateBytes)
+	}
+	sk := key('s', name)
+	return l.db.Update(func(tx Tx) error {
+		have := tx.Get(sk)
+		if (have == nil) != (old == nil) || !bytes.Equal(have, old) {
+			return storage.ErrSwapped
+		}
+		if new == nil {
+			return tx.Delete(sk)
+		}
+		return tx.Put(sk, new)
+	})
+}
+
+// Complete versions of a module, for List.
+func (l *Ledger) Versions(path string) ([]string, error) {
+	var versions []string
+	prefix := key('c', path, "")
+	err := l.db.View(func(tx Tx) error {
+		tx.Ascend(prefix, func(k, _ []byte) bool {
+			v, ok := bytes.CutPrefix(k, prefix)
+			if ok {
+				versions = append(versions, string(v))
+			}
+			return ok
+		})
+		return nil
+	})
+	return versions, err
+}
+
+// IsComplete reports whether m is in the catalog.
+func (l *Ledger) IsComplete(m module.Version) (ok bool, err error) {
+	err = l.db.View(func(tx Tx) error {
+		ok = tx.Get(key('c', m.Path, m.Version)) != nil
+		return nil
+	})
+	return ok, err
+}
+
+func getJob(tx Tx, k storage.Key) (*storage.Job, error) {
+	b := tx.Get(ledgerKey('j', k))
+	if b == nil {
+		return nil, nil
+	}
+	j := new(storage.Job)
+	return j, json.Unmarshal(b, j)
+}
+
+// putJob replaces old by new, in the jobs and in the order they are due; nil is
+// no job.
+func putJob(tx Tx, old, new *storage.Job) error {
+	var errs []error
+	if old != nil {
+		errs = append(errs, tx.Delete(dueKey(old)))
+		if new == nil {
+			errs = append(errs, tx.Delete(ledgerKey('j', old.Key)))
+		}
+	}
+	if new != nil {
+		b, err := json.Marshal(new)
+		errs = append(errs, err, tx.Put(ledgerKey('j', new.Key), b), tx.Put(dueKey(new), nil))
+	}
+	return errors.Join(errs...)
+}
+
+// dueKey orders jobs by priority, then by when they may be claimed: a claimed
+// one when its lease ends, another at NotBefore but not before it was made.
+func dueKey(j *storage.Job) []byte {
+	due := j.NotBefore
+	if j.Worker != "" {
+		due = j.LeaseEnds
+	} else if due.Before(j.Created) {
+		due = j.Created
+	}
+	return append(appendTime([]byte{'q', byte(j.Priority)}, due), ledgerKey('j', j.Key)...)
+}
+
+func jobCount(tx Tx) int {
+	if b := tx.Get([]byte{'n'}); b != nil {
+		return int(binary.BigEndian.Uint64(b))
+	}
+	return 0
+}
+
+func setJobCount(tx Tx, n int) error {
+	return tx.Put([]byte{'n'}, binary.BigEndian.AppendUint64(nil, uint64(n)))
+}
