@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"golang.org/x/mod/module"
+	"golang.org/x/mod/semver"
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/storage"
@@ -157,4 +158,58 @@ func (l *Ledger) feed(ctx context.Context, feed byte, since time.Time, limit int
 func pair(b []byte) module.Version {
 	path, version, _ := strings.Cut(string(b), "\x00")
 	return module.Version{Path: path, Version: version}
+}
+
+// List implements goproxy.Source: the complete versions of a module.
+func (l *Ledger) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	versions, err := l.versions(path)
+	if err != nil {
+		return nil, err
+	}
+	return goproxy.NewVersionList(path, versions, time.Time{}), nil
+}
+
+// Latest is the complete version that "latest" means: from the list, or the
+// highest pseudo-version where it is empty. None is fs.ErrNotExist.
+func (l *Ledger) Latest(path string) (string, error) {
+	versions, err := l.versions(path)
+	if err != nil {
+		return "", err
+	}
+	if v := goproxy.NewVersionList(path, versions, time.Time{}).LatestVersion(); v != "" {
+		return v, nil
+	}
+	semver.Sort(versions)
+	if len(versions) == 0 {
+		return "", goproxy.NotFound("%s@latest: no version is kept", path)
+	}
+	return versions[len(versions)-1], nil
+}
+
+func (l *Ledger) versions(path string) ([]string, error) {
+	var versions []string
+	prefix := key('c', path, "")
+	err := l.db.View(func(tx Tx) error {
+		tx.Ascend(prefix, func(k, _ []byte) bool {
+			v, ok := bytes.CutPrefix(k, prefix)
+			if ok {
+				versions = append(versions, string(v))
+			}
+			return ok
+		})
+		return nil
+	})
+	return versions, err
+}
+
+// IsComplete reports whether m is in the catalog.
+func (l *Ledger) IsComplete(m module.Version) (ok bool, err error) {
+	err = l.db.View(func(tx Tx) error {
+		ok = tx.Get(key('c', m.Path, m.Version)) != nil
+		return nil
+	})
+	return ok, err
 }

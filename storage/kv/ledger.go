@@ -12,8 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/mod/module"
-
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/storage"
 )
@@ -393,32 +391,6 @@ func (l *Ledger) CompareAndSwap(ctx context.Context, name string, old, new []byt
 		}
 		return tx.Put(sk, new)
 	})
-}
-
-// Complete versions of a module, for List.
-func (l *Ledger) Versions(path string) ([]string, error) {
-	var versions []string
-	prefix := key('c', path, "")
-	err := l.db.View(func(tx Tx) error {
-		tx.Ascend(prefix, func(k, _ []byte) bool {
-			v, ok := bytes.CutPrefix(k, prefix)
-			if ok {
-				versions = append(versions, string(v))
-			}
-			return ok
-		})
-		return nil
-	})
-	return versions, err
-}
-
-// IsComplete reports whether m is in the catalog.
-func (l *Ledger) IsComplete(m module.Version) (ok bool, err error) {
-	err = l.db.View(func(tx Tx) error {
-		ok = tx.Get(key('c', m.Path, m.Version)) != nil
-		return nil
-	})
-	return ok, err
 }
 
 func getJob(tx Tx, k storage.Key) (*storage.Job, error) {

@@ -1,0 +1,525 @@
+// Package disk keeps modules in a folder, for one process at a time.
+//
+//	DIR/modules/<escaped path>/@v/<version>.{info,mod,zip}   the files, and list
+//	DIR/ledger.db                                            everything else (bbolt)
+//	DIR/tmp/                                                 files being written
+//
+// The tree below modules is the one that GOPROXY=file:// and
+// $GOMODCACHE/cache/download have, so it can be served without athensctl, and a
+// module cache can be put there as it is. A file is written to tmp, synced, and
+// renamed to its place: a reader never sees half of one. What ledger.db holds
+// about files (catalog, index) is made again from the tree after a crash or
+// when ledger.db is gone.
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	berrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+	"github.com/athensctl/athensctl/storage/kv"
+)
+
+// Options of Open. The zero value is good.
+type Options struct {
+	QueueMax int              // bounds the jobs in the queue; 0: no bound
+	Now      func() time.Time // nil: time.Now
+	Log      *slog.Logger     // nil: slog.Default
+}
+
+// Store is the disk backend: a storage.Store and a storage.Ledger.
+type Store struct {
+	*kv.Ledger
+	dir  string
+	db   boltDB
+	log  *slog.Logger
+	seed maphash.Seed
+	// locks order the writers of one module; one is chosen by the path's hash.
+	locks [64]sync.Mutex
+
+	stop      context.CancelFunc
+	reconcile sync.WaitGroup
+}
+
+var (
+	_ storage.Store  = (*Store)(nil)
+	_ storage.Ledger = (*Store)(nil)
+)
+
+// cleanKey is state that is there only while no process has the store open. Its
+// absence at Open means a crash, or a tree that was put there by hand.
+const cleanKey = "disk/clean"
+
+// Open opens the store in dir, which is made when it is not there. A folder that
+// another process has open is an error.
+func Open(dir string, o Options) (*Store, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	for _, d := range []string{dir, filepath.Join(dir, "modules"), filepath.Join(dir, "tmp")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
+	}
+	ledger := filepath.Join(dir, "ledger.db")
+	db, err := openBolt(ledger)
+	if errors.Is(err, berrors.ErrTimeout) {
+		return nil, fmt.Errorf("open store %s: another athensctl has it open", dir)
+	} else if err != nil {
+		return nil, fmt.Errorf("open store: %s: %w (the folder modules beside it is whole: move ledger.db away, and it is made again)", ledger, err)
+	}
+	s := &Store{Ledger: kv.NewLedger(db, o.QueueMax, o.Now), dir: dir, db: db, log: o.Log, seed: maphash.MakeSeed()}
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+
+	left, err := os.ReadDir(filepath.Join(dir, "tmp"))
+	for _, f := range left {
+		err = errors.Join(err, os.Remove(filepath.Join(dir, "tmp", f.Name())))
+	}
+	clean, err2 := s.Load(ctx, cleanKey)
+	if err = errors.Join(err, err2); err == nil && clean != nil {
+		err = s.CompareAndSwap(ctx, cleanKey, clean, nil)
+	}
+	if err != nil {
+		db.Close()
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	}
+	if clean == nil {
+		s.reconcile.Go(func() { s.rebuild(ctx) })
+	}
+	return s, nil
+}
+
+// Close ends what goes on behind and closes the ledger.
+func (s *Store) Close() error {
+	s.stop()
+	s.reconcile.Wait()
+	err := s.CompareAndSwap(context.Background(), cleanKey, nil, []byte("1"))
+	if errors.Is(err, storage.ErrSwapped) || errors.Is(err, berrors.ErrDatabaseNotOpen) {
+		err = nil
+	}
+	return errors.Join(err, s.db.Close())
+}
+
+// file is the place of one file of m.
+func (s *Store) file(m module.Version, f storage.File) (string, error) {
+	p, err := goproxy.Request{Path: m.Path, Query: m.Version, File: f}.URLPath()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(s.dir, "modules", filepath.FromSlash(p)), nil
+}
+
+func (s *Store) lock(path string) *sync.Mutex {
+	return &s.locks[maphash.String(s.seed, path)%uint64(len(s.locks))]
+}
+
+// Resolve implements storage.Store.
+func (s *Store) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if query == goproxy.Latest {
+		v, err := s.Latest(path)
+		if err != nil {
+			return nil, err
+		}
+		query = v
+	} else if !goproxy.IsCanonical(path, query) {
+		return nil, goproxy.NotFound("%s@%s: only canonical versions are kept", path, query)
+	}
+	b, err := s.open(ctx, module.Version{Path: path, Version: query}, storage.FileInfo)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := b.ReadAll(goproxy.MaxInfoBytes)
+	if err != nil {
+		return nil, err
+	}
+	info, err := goproxy.ParseInfo(path, query, raw)
+	if err != nil {
+		return nil, err
+	}
+	info.Kept = b.ModTime
+	return info, nil
+}
+
+// Mod implements storage.Store.
+func (s *Store) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	return s.open(ctx, m, storage.FileMod)
+}
+
+// Zip implements storage.Store. The Blob's reader is the *os.File.
+func (s *Store) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	return s.open(ctx, m, storage.FileZip)
+}
+
+func (s *Store) open(ctx context.Context, m module.Version, file storage.File) (*goproxy.Blob, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	name, err := s.file(m, file)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil, goproxy.NotFound("%s (%s): not kept", m, file)
+	} else if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &goproxy.Blob{ReadCloser: f, SizeBytes: st.Size(), ModTime: st.ModTime()}, nil
+}
+
+// Put implements storage.Store.
+func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) error {
+	for _, part := range []struct {
+		file storage.File
+		r    io.Reader
+	}{
+		{storage.FileInfo, reader(f.Info)},
+		{storage.FileMod, reader(f.Mod)},
+		{storage.FileZip, f.Zip},
+	} {
+		if part.r == nil {
+			continue
+		}
+		if err := s.put(ctx, m, part.file, part.r); err != nil {
+			return fmt.Errorf("put %s (%s): %w", m, part.file, err)
+		}
+	}
+	mu := s.lock(m.Path)
+	mu.Lock()
+	defer mu.Unlock()
+	return s.complete(m)
+}
+
+func reader(b []byte) io.Reader {
+	if b == nil {
+		return nil
+	}
+	return bytes.NewReader(b)
+}
+
+func (s *Store) put(ctx context.Context, m module.Version, file storage.File, r io.Reader) (err error) {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	name, err := s.file(m, file)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "put-")
+	if err != nil {
+		return fullDisk(err)
+	}
+	defer func() {
+		tmp.Close()
+		os.Remove(tmp.Name())
+	}()
+	if f, ok := r.(*os.File); ok {
+		_, err = io.Copy(tmp, f) // in the kernel
+	} else {
+		_, err = io.Copy(tmp, ctxReader{ctx, r})
+	}
+	if err != nil {
+		return fullDisk(err)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if same, err := s.kept(name, tmp); err != nil || same {
+		return err
+	}
+	if err := errors.Join(tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
+		return fullDisk(err)
+	}
+	mu := s.lock(m.Path)
+	mu.Lock()
+	defer mu.Unlock()
+	if same, err := s.kept(name, nil); errors.Is(err, storage.ErrConflict) {
+		// Another writer was first; it wants a comparison.
+		again, err := os.Open(tmp.Name())
+		if err != nil {
+			return err
+		}
+		defer again.Close()
+		_, err = s.kept(name, again)
+		return err
+	} else if err != nil || same {
+		return err
+	}
+	if err := s.mkdir(filepath.Dir(name)); err != nil {
+		return fullDisk(err)
+	}
+	if err := os.Rename(tmp.Name(), name); err != nil {
+		return fullDisk(err)
+	}
+	return syncDir(filepath.Dir(name))
+}
+
+// kept reports whether name is kept with the content of f. It is ErrConflict
+// when it is kept with another, or f is nil.
+func (s *Store) kept(name string, f *os.File) (bool, error) {
+	have, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	defer have.Close()
+	if f == nil {
+		return false, storage.ErrConflict
+	}
+	a, err := have.Stat()
+	if err != nil {
+		return false, err
+	}
+	b, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	if a.Size() != b.Size() {
+		return false, storage.ErrConflict
+	}
+	const chunk = 64 << 10
+	x, y := make([]byte, chunk), make([]byte, chunk)
+	for off := int64(0); off < a.Size(); off += chunk {
+		n := min(chunk, a.Size()-off)
+		if _, err := have.ReadAt(x[:n], off); err != nil {
+			return false, err
+		}
+		if _, err := f.ReadAt(y[:n], off); err != nil {
+			return false, err
+		}
+		if !bytes.Equal(x[:n], y[:n]) {
+			return false, storage.ErrConflict
+		}
+	}
+	return true, nil
+}
+
+// complete enters m in the catalog when all its files are there. The caller
+// holds the module's lock.
+func (s *Store) complete(m module.Version) error {
+	for _, f := range []storage.File{storage.FileZip, storage.FileMod, storage.FileInfo} {
+		name, err := s.file(m, f)
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	if err := s.Complete(m); err != nil {
+		return fullDisk(fmt.Errorf("catalog %s: %w", m, err))
+	}
+	if module.IsPseudoVersion(m.Version) {
+		return nil
+	}
+	return s.writeList(m.Path)
+}
+
+// writeList writes the file list of a module, which GOPROXY=file:// reads and
+// nothing here does.
+func (s *Store) writeList(path string) error {
+	list, err := s.List(context.Background(), path)
+	if err != nil {
+		return err
+	}
+	p, err := goproxy.Request{Path: path, File: storage.FileList}.URLPath()
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(s.dir, "modules", filepath.FromSlash(p))
+	tmp, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "list-")
+	if err != nil {
+		return fullDisk(err)
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(list.Text())
+	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err != nil {
+		return fullDisk(err)
+	}
+	return os.Rename(tmp.Name(), name)
+}
+
+// Delete implements storage.Store.
+func (s *Store) Delete(ctx context.Context, m module.Version) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	mu := s.lock(m.Path)
+	mu.Lock()
+	defer mu.Unlock()
+	found := false
+	dir := ""
+	for _, f := range []storage.File{storage.FileZip, storage.FileMod, storage.FileInfo} {
+		name, err := s.file(m, f)
+		if err != nil {
+			return err
+		}
+		err = os.Remove(name)
+		if err == nil {
+			found, dir = true, filepath.Dir(name)
+		} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+			return err
+		}
+	}
+	if !found {
+		return goproxy.NotFound("%s: not kept", m)
+	}
+	if err := syncDir(dir); err != nil {
+		return err
+	}
+	if err := s.Removed(m); err != nil {
+		return err
+	}
+	return s.writeList(m.Path)
+}
+
+// mkdir makes a folder below modules and syncs the folders that it changed.
+func (s *Store) mkdir(dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	parent := filepath.Dir(dir)
+	if err := s.mkdir(parent); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(parent)
+}
+
+func syncDir(dir string) error {
+	if runtime.GOOS == "windows" {
+		return nil // a folder cannot be synced there
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// fullDisk makes "no space left on device" a bound that was hit.
+func fullDisk(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		e := goproxy.Errorf(http.StatusServiceUnavailable, "storage is full: %w", err)
+		e.RetryAfter = time.Minute
+		return e
+	}
+	return err
+}
+
+type ctxReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r ctxReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
+}
+
+// rebuild makes catalog and index agree with the tree.
+func (s *Store) rebuild(ctx context.Context) {
+	start, added, removed := time.Now(), 0, 0
+	root := filepath.Join(s.dir, "modules")
+	err := filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || ctx.Err() != nil {
+			return errors.Join(err, ctx.Err())
+		}
+		if d.IsDir() || filepath.Ext(name) != ".zip" {
+			return nil
+		}
+		rel, err := filepath.Rel(root, name)
+		if err != nil {
+			return err
+		}
+		req, err := goproxy.ParseRequest("/" + filepath.ToSlash(rel))
+		if err != nil {
+			s.log.Warn("rebuild: not a file of a module", "file", name, "err", err)
+			return nil
+		}
+		m := module.Version{Path: req.Path, Version: req.Query}
+		if ok, err := s.IsComplete(m); ok || err != nil {
+			return err
+		}
+		mu := s.lock(m.Path)
+		mu.Lock()
+		defer mu.Unlock()
+		added++
+		return s.complete(m)
+	})
+	for after := ""; err == nil; {
+		var page storage.Page
+		if page, err = s.Catalog(ctx, after, 1000); err != nil {
+			break
+		}
+		for _, m := range page.Versions {
+			gone, err := s.removeIfGone(m)
+			if err != nil {
+				s.log.Error("rebuild", "module", m, "err", err)
+			} else if gone {
+				removed++
+			}
+		}
+		if after = page.Next; after == "" {
+			break
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		s.log.Error("rebuild: catalog and tree may differ until the next start", "err", err)
+		return
+	}
+	if added+removed > 0 {
+		s.log.Info("catalog made again from the tree", "added", added, "removed", removed, "took", time.Since(start).Round(time.Millisecond))
+	}
+}
+
+// removeIfGone ends a deletion that a crash interrupted.
+func (s *Store) removeIfGone(m module.Version) (bool, error) {
+	mu := s.lock(m.Path)
+	mu.Lock()
+	defer mu.Unlock()
+	for _, f := range []storage.File{storage.FileZip, storage.FileMod, storage.FileInfo} {
+		name, err := s.file(m, f)
+		if err != nil {
+			return false, err
+		}
+		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+			return true, errors.Join(s.Removed(m), s.writeList(m.Path))
+		}
+	}
+	return false, nil
+}

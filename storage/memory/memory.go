@@ -1,0 +1,220 @@
+// Package memory keeps modules in memory, for tests and demonstrations. Nothing
+// survives the process.
+package memory
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/tidwall/btree"
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+	"github.com/athensctl/athensctl/storage/kv"
+)
+
+// Store is the memory backend: a storage.Store and a storage.Ledger.
+type Store struct {
+	*kv.Ledger
+	now func() time.Time
+
+	mu    sync.RWMutex
+	files map[fileKey]file
+}
+
+type fileKey struct {
+	module.Version
+	file storage.File
+}
+
+type file struct {
+	content []byte
+	kept    time.Time
+}
+
+var (
+	_ storage.Store  = (*Store)(nil)
+	_ storage.Ledger = (*Store)(nil)
+)
+
+// New returns an empty store. queueMax bounds the jobs in the queue; 0: no
+// bound. now is the clock; nil is time.Now.
+func New(queueMax int, now func() time.Time) *Store {
+	if now == nil {
+		now = time.Now
+	}
+	return &Store{Ledger: kv.NewLedger(&db{}, queueMax, now), now: now, files: map[fileKey]file{}}
+}
+
+func (s *Store) get(ctx context.Context, m module.Version, f storage.File) (file, error) {
+	if err := ctx.Err(); err != nil {
+		return file{}, err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	got, ok := s.files[fileKey{m, f}]
+	if !ok {
+		return file{}, goproxy.NotFound("%s (%s): not kept", m, f)
+	}
+	return got, nil
+}
+
+// Resolve implements storage.Store.
+func (s *Store) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
+	if query == goproxy.Latest {
+		v, err := s.Latest(path)
+		if err != nil {
+			return nil, err
+		}
+		query = v
+	} else if !goproxy.IsCanonical(path, query) {
+		return nil, goproxy.NotFound("%s@%s: only canonical versions are kept", path, query)
+	}
+	f, err := s.get(ctx, module.Version{Path: path, Version: query}, storage.FileInfo)
+	if err != nil {
+		return nil, err
+	}
+	info, err := goproxy.ParseInfo(path, query, f.content)
+	if err != nil {
+		return nil, err
+	}
+	info.Kept = f.kept
+	return info, nil
+}
+
+// Mod implements storage.Store.
+func (s *Store) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	f, err := s.get(ctx, m, storage.FileMod)
+	if err != nil {
+		return nil, err
+	}
+	return goproxy.NewBlob(f.content, f.kept), nil
+}
+
+// Zip implements storage.Store.
+func (s *Store) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	f, err := s.get(ctx, m, storage.FileZip)
+	if err != nil {
+		return nil, err
+	}
+	return goproxy.NewBlob(f.content, f.kept), nil
+}
+
+// Put implements storage.Store.
+func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) error {
+	if f.Zip != nil {
+		zip, err := io.ReadAll(f.Zip)
+		if err != nil {
+			return fmt.Errorf("put %s (zip): %w", m, err)
+		}
+		if err := s.put(ctx, m, storage.FileZip, zip); err != nil {
+			return err
+		}
+	}
+	if f.Info != nil {
+		if err := s.put(ctx, m, storage.FileInfo, f.Info); err != nil {
+			return err
+		}
+	}
+	if f.Mod != nil {
+		if err := s.put(ctx, m, storage.FileMod, f.Mod); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range []storage.File{storage.FileInfo, storage.FileMod, storage.FileZip} {
+		if _, ok := s.files[fileKey{m, name}]; !ok {
+			return nil
+		}
+	}
+	return s.Complete(m)
+}
+
+func (s *Store) put(ctx context.Context, m module.Version, name storage.File, content []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := fileKey{m, name}
+	if have, ok := s.files[k]; ok {
+		if !bytes.Equal(have.content, content) {
+			return fmt.Errorf("put %s (%s): %w", m, name, storage.ErrConflict)
+		}
+		return nil
+	}
+	s.files[k] = file{bytes.Clone(content), s.now()}
+	return nil
+}
+
+// Delete implements storage.Store.
+func (s *Store) Delete(ctx context.Context, m module.Version) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found := false
+	for _, name := range []storage.File{storage.FileInfo, storage.FileMod, storage.FileZip} {
+		k := fileKey{m, name}
+		if _, ok := s.files[k]; ok {
+			delete(s.files, k)
+			found = true
+		}
+	}
+	if !found {
+		return goproxy.NotFound("%s: not kept", m)
+	}
+	return s.Removed(m)
+}
+
+// db is kv.DB over a B-tree that is copied when it is written.
+type db struct {
+	mu   sync.Mutex
+	tree btree.Map[string, []byte]
+}
+
+func (d *db) View(f func(kv.Tx) error) error {
+	d.mu.Lock()
+	snapshot := d.tree.Copy()
+	d.mu.Unlock()
+	return f(tx{snapshot})
+}
+
+func (d *db) Update(f func(kv.Tx) error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	copied := d.tree.Copy()
+	if err := f(tx{copied}); err != nil {
+		return err
+	}
+	d.tree = *copied
+	return nil
+}
+
+type tx struct{ *btree.Map[string, []byte] }
+
+func (t tx) Get(key []byte) []byte {
+	v, _ := t.Map.Get(string(key))
+	return v
+}
+
+func (t tx) Put(key, value []byte) error {
+	t.Set(string(key), append([]byte{}, value...))
+	return nil
+}
+
+func (t tx) Delete(key []byte) error {
+	t.Map.Delete(string(key))
+	return nil
+}
+
+func (t tx) Ascend(from []byte, f func(k, v []byte) bool) {
+	t.Map.Ascend(string(from), func(k string, v []byte) bool { return f([]byte(k), v) })
+}
