@@ -9,7 +9,6 @@ package storage
 
 import (
 	"context"
-	"errors"
 	"io"
 	"time"
 
@@ -32,8 +31,6 @@ var (
 
 	// ErrQueueFull: the queue holds as many jobs as it may. It maps to 503.
 	ErrQueueFull = &goproxy.Error{Status: 503, Message: "the queue of fetches is full", RetryAfter: 5 * time.Second}
-
-	errNothing = errors.New("nothing to put: no file was given")
 )
 
 // Files are the files of one version. A nil file is left as it is.

@@ -1,0 +1,280 @@
+package storage
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+)
+
+// Client is a Store and a Ledger over HTTP: what a Server serves.
+type Client struct {
+	goproxy.Client
+}
+
+var (
+	_ Store  = (*Client)(nil)
+	_ Ledger = (*Client)(nil)
+)
+
+// Put implements Store; the zip is streamed.
+func (c *Client) Put(ctx context.Context, m module.Version, f Files) error {
+	if f.Info == nil && f.Mod == nil && f.Zip == nil {
+		return nil
+	}
+	path, err := goproxy.Request{Path: m.Path, Query: m.Version, File: FileZip}.URLPath()
+	if err != nil {
+		return err
+	}
+	r, w := io.Pipe()
+	form := multipart.NewWriter(w)
+	go func() {
+		w.CloseWithError(writeForm(form, f))
+	}()
+	defer r.Close()
+	resp, err := c.do(ctx, http.MethodPost, strings.TrimSuffix(path, ".zip")+".save", form.FormDataContentType(), r)
+	if err != nil {
+		return fmt.Errorf("put %s: %w", m, err)
+	}
+	return resp.Body.Close()
+}
+
+func writeForm(form *multipart.Writer, f Files) error {
+	for _, part := range []struct {
+		name string
+		r    io.Reader
+	}{{"mod.info", reader(f.Info)}, {"mod.mod", reader(f.Mod)}, {"mod.zip", f.Zip}} {
+		if part.r == nil {
+			continue
+		}
+		w, err := form.CreateFormFile(part.name, part.name)
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(w, part.r); err != nil {
+			return err
+		}
+	}
+	return form.Close()
+}
+
+func reader(b []byte) io.Reader {
+	if b == nil {
+		return nil
+	}
+	return bytes.NewReader(b)
+}
+
+// Delete implements Store.
+func (c *Client) Delete(ctx context.Context, m module.Version) error {
+	path, err := goproxy.Request{Path: m.Path, Query: m.Version, File: FileZip}.URLPath()
+	if err != nil {
+		return err
+	}
+	resp, err := c.do(ctx, http.MethodDelete, strings.TrimSuffix(path, ".zip")+".delete", "", nil)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Catalog implements Store.
+func (c *Client) Catalog(ctx context.Context, after string, limit int) (Page, error) {
+	var page Page
+	q := url.Values{"token": {after}, "pagesize": {strconv.Itoa(limit)}}
+	resp, err := c.do(ctx, http.MethodGet, "/catalog?"+q.Encode(), "", nil)
+	if err != nil {
+		return page, err
+	}
+	defer resp.Body.Close()
+	var answer struct {
+		Modules []struct{ Module, Version string }
+		Next    string
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		return page, fmt.Errorf("catalog: %w", err)
+	}
+	for _, m := range answer.Modules {
+		page.Versions = append(page.Versions, module.Version{Path: m.Module, Version: m.Version})
+	}
+	page.Next = answer.Next
+	return page, nil
+}
+
+// Index implements Store.
+func (c *Client) Index(ctx context.Context, since time.Time, limit int) ([]IndexEntry, error) {
+	q := url.Values{"limit": {strconv.Itoa(limit)}}
+	if !since.IsZero() {
+		q.Set("since", since.UTC().Format(time.RFC3339Nano))
+	}
+	resp, err := c.do(ctx, http.MethodGet, "/index?"+q.Encode(), "", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var entries []IndexEntry
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		var e IndexEntry
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			return nil, fmt.Errorf("index: %w", err)
+		}
+		entries = append(entries, e)
+	}
+	return entries, lines.Err()
+}
+
+// Deleted implements Store.
+func (c *Client) Deleted(ctx context.Context, since time.Time, limit int) ([]IndexEntry, error) {
+	a, err := c.call(ctx, "deleted", message{Since: since, Limit: limit})
+	return a.Feed, err
+}
+
+// Known implements Ledger.
+func (c *Client) Known(ctx context.Context, k Key) (*Known, error) {
+	a, err := c.call(ctx, "known", message{Key: &k})
+	return a.Known, err
+}
+
+// SetKnown implements Ledger.
+func (c *Client) SetKnown(ctx context.Context, k Key, known *Known) error {
+	_, err := c.call(ctx, "set-known", message{Key: &k, Known: known})
+	return err
+}
+
+// Enqueue implements Ledger.
+func (c *Client) Enqueue(ctx context.Context, j Job) (bool, error) {
+	a, err := c.call(ctx, "enqueue", message{Job: &j})
+	return a.Yes, err
+}
+
+// Claim implements Ledger.
+func (c *Client) Claim(ctx context.Context, worker string, lease time.Duration) (*Job, error) {
+	a, err := c.call(ctx, "claim", message{Worker: worker, Time: lease})
+	return a.Job, err
+}
+
+// Extend implements Ledger.
+func (c *Client) Extend(ctx context.Context, j *Job, lease time.Duration) error {
+	_, err := c.call(ctx, "extend", message{Job: j, Time: lease})
+	return err
+}
+
+// Done implements Ledger.
+func (c *Client) Done(ctx context.Context, j *Job, err error) error {
+	_, err = c.call(ctx, "done", message{Job: j, Cause: causeOf(err)})
+	return err
+}
+
+// Retry implements Ledger.
+func (c *Client) Retry(ctx context.Context, j *Job, delay time.Duration, err error) error {
+	_, err = c.call(ctx, "retry", message{Job: j, Time: delay, Cause: causeOf(err)})
+	return err
+}
+
+// Wait implements Ledger. The question is asked again for as long as the job runs.
+func (c *Client) Wait(ctx context.Context, k Key) error {
+	for {
+		a, err := c.call(ctx, "wait", message{Key: &k})
+		if err != nil {
+			return err
+		}
+		if !a.Yes {
+			return a.Cause.err()
+		}
+	}
+}
+
+// Queue implements Ledger.
+func (c *Client) Queue(ctx context.Context) (QueueStats, error) {
+	a, err := c.call(ctx, "queue", message{})
+	if err != nil || a.Stats == nil {
+		return QueueStats{}, err
+	}
+	return *a.Stats, nil
+}
+
+// Load implements Ledger.
+func (c *Client) Load(ctx context.Context, name string) ([]byte, error) {
+	a, err := c.call(ctx, "load", message{Name: name})
+	return bytesOf(a.New), err
+}
+
+// CompareAndSwap implements Ledger.
+func (c *Client) CompareAndSwap(ctx context.Context, name string, old, new []byte) error {
+	_, err := c.call(ctx, "swap", message{Name: name, Old: pointerTo(old), New: pointerTo(new)})
+	return err
+}
+
+func (c *Client) call(ctx context.Context, method string, q message) (a message, err error) {
+	body, err := json.Marshal(q)
+	if err != nil {
+		return a, err
+	}
+	resp, err := c.do(ctx, http.MethodPost, "/internal/ledger/"+method, "application/json", bytes.NewReader(body))
+	if err != nil {
+		return a, err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&a); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return a, fmt.Errorf("storage: %s: %w", method, err)
+	}
+	return a, nil
+}
+
+// do sends a request. What is not 200 is an error; one of this package's own
+// is that error again. Storage that can't be reached is 503.
+func (c *Client) do(ctx context.Context, method, path, contentType string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.Base.String(), "/")+path, body)
+	if err != nil {
+		return nil, err
+	}
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	resp, err := c.HTTP.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("storage: %w", ctx.Err())
+		}
+		e := goproxy.Errorf(http.StatusServiceUnavailable, "storage cannot be reached: %w", err)
+		e.RetryAfter = 2 * time.Second
+		return nil, e
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	msg := strings.TrimSpace(string(text))
+	for _, known := range []*goproxy.Error{ErrConflict, ErrLeaseLost, ErrSwapped, ErrQueueFull} {
+		if resp.StatusCode == known.Status && strings.Contains(msg, known.Message) {
+			return nil, known
+		}
+	}
+	e := &goproxy.Error{Status: resp.StatusCode, Message: msg}
+	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
+		e.RetryAfter = time.Duration(s) * time.Second
+	}
+	if msg == "" {
+		e.Err = errors.New(resp.Status)
+		e.Message = "storage: " + resp.Status
+	}
+	return nil, e
+}

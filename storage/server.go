@@ -1,0 +1,403 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"mime/multipart"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+)
+
+// Sizes of pages of the catalog and the index, in entries.
+const (
+	catalogPage = 1000
+	indexPage   = 2000
+	maxPage     = 10_000
+)
+
+// waitSlice is how long the server holds one question of a Wait.
+const waitSlice = 20 * time.Second
+
+// Server answers for a store and its ledger over HTTP: the GOPROXY protocol,
+// Athens' external storage protocol, /catalog and /index, and the ledger below
+// /internal/ledger/, which Client speaks.
+type Server struct {
+	Store  Store
+	Ledger Ledger
+	// TempDir takes zips while they are checked; "" is the system's.
+	TempDir string
+	// MaxBodyBytes bounds the body of a save.
+	MaxBodyBytes int64
+}
+
+// Handler is for one catch-all route, all methods.
+func (s *Server) Handler() echo.HandlerFunc {
+	files := goproxy.Handler(s.Store)
+	return func(c echo.Context) error {
+		path, method := c.Request().URL.Path, c.Request().Method
+		read := method == http.MethodGet || method == http.MethodHead
+		switch {
+		case read && path == "/catalog":
+			return ServeCatalog(c, s.Store)
+		case read && path == "/index":
+			return ServeIndex(c, s.Store)
+		case read && path == "/toolchains/v1":
+			return goproxy.NotFound("Go release archives are not kept here")
+		case strings.HasPrefix(path, "/internal/ledger/"):
+			return s.rpc(c)
+		case method == http.MethodPost && strings.HasSuffix(path, ".save"):
+			return s.save(c)
+		case method == http.MethodDelete && strings.HasSuffix(path, ".delete"):
+			return s.delete(c)
+		default:
+			return files(c)
+		}
+	}
+}
+
+// ServeCatalog answers GET /catalog?token=&pagesize=.
+func ServeCatalog(c echo.Context, s Store) error {
+	limit, err := pageSize(c, "pagesize", catalogPage)
+	if err != nil {
+		return err
+	}
+	page, err := s.Catalog(c.Request().Context(), c.QueryParam("token"), limit)
+	if err != nil {
+		return err
+	}
+	type pair struct {
+		Module  string `json:"module"`
+		Version string `json:"version"`
+	}
+	answer := struct {
+		Modules []pair `json:"modules"`
+		Next    string `json:"next,omitempty"`
+	}{Modules: []pair{}, Next: page.Next}
+	for _, m := range page.Versions {
+		answer.Modules = append(answer.Modules, pair{m.Path, m.Version})
+	}
+	c.Response().Header().Set("Cache-Control", goproxy.CacheNever)
+	return c.JSON(http.StatusOK, answer)
+}
+
+// ServeIndex answers GET /index?since=&limit=, one JSON object a line.
+func ServeIndex(c echo.Context, s Store) error {
+	limit, err := pageSize(c, "limit", indexPage)
+	if err != nil {
+		return err
+	}
+	var since time.Time
+	if q := c.QueryParam("since"); q != "" {
+		if since, err = time.Parse(time.RFC3339, q); err != nil {
+			return goproxy.Errorf(http.StatusBadRequest, "bad request: since=%.60q is not an RFC 3339 time", q)
+		}
+	}
+	entries, err := s.Index(c.Request().Context(), since, limit)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	for _, e := range entries {
+		enc.Encode(e)
+	}
+	c.Response().Header().Set("Cache-Control", goproxy.CacheNever)
+	return c.Blob(http.StatusOK, "application/json", b.Bytes())
+}
+
+func pageSize(c echo.Context, name string, standard int) (int, error) {
+	q := c.QueryParam(name)
+	if q == "" {
+		return standard, nil
+	}
+	n, err := strconv.Atoi(q)
+	if err != nil || n < 1 {
+		return 0, goproxy.Errorf(http.StatusBadRequest, "bad request: %s=%.60q is not a number above 0", name, q)
+	}
+	return min(n, maxPage), nil
+}
+
+func versionOf(c echo.Context, suffix string) (module.Version, error) {
+	if err := goproxy.CheckURL(c.Request()); err != nil {
+		return module.Version{}, err
+	}
+	req, err := goproxy.ParseRequest(strings.TrimSuffix(c.Request().URL.Path, suffix) + ".zip")
+	return module.Version{Path: req.Path, Version: req.Query}, err
+}
+
+// save answers Athens' POST: any of mod.info, mod.mod and mod.zip, each checked
+// before anything is kept.
+func (s *Server) save(c echo.Context) error {
+	m, err := versionOf(c, ".save")
+	if err != nil {
+		return err
+	}
+	r := c.Request()
+	if s.MaxBodyBytes > 0 {
+		r.Body = http.MaxBytesReader(c.Response().Writer, r.Body, s.MaxBodyBytes)
+	}
+	parts, err := r.MultipartReader()
+	if err != nil {
+		return goproxy.Errorf(http.StatusBadRequest, "bad request: save %s: %w", m, err)
+	}
+	files, zip, err := s.readParts(m, parts)
+	if zip != nil {
+		defer os.Remove(zip.Name())
+		defer zip.Close()
+	}
+	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) {
+		return goproxy.Errorf(http.StatusRequestEntityTooLarge, "save %s: the body is larger than %d bytes", m, tooLarge.Limit)
+	} else if err != nil {
+		return err
+	}
+	if err := s.Store.Put(r.Context(), m, files); err != nil {
+		return err
+	}
+	c.Response().Header().Set("Cache-Control", goproxy.CacheNever)
+	return c.NoContent(http.StatusOK)
+}
+
+func (s *Server) readParts(m module.Version, parts *multipart.Reader) (f Files, zip *os.File, err error) {
+	bad := func(what string, err error) error {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = errors.New("the body ends too early")
+		}
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			return err
+		}
+		return goproxy.Errorf(http.StatusBadRequest, "bad request: save %s: %s: %w", m, what, err)
+	}
+	for {
+		part, err := parts.NextPart()
+		if err == io.EOF {
+			break
+		} else if err != nil {
+			return f, zip, bad("multipart form", err)
+		}
+		name := part.FormName()
+		switch {
+		case name == "mod.info" && f.Info == nil:
+			f.Info, err = readPart(part, goproxy.MaxInfoBytes)
+			if err == nil {
+				_, err = goproxy.ParseInfo(m.Path, m.Version, f.Info)
+			}
+		case name == "mod.mod" && f.Mod == nil:
+			f.Mod, err = readPart(part, goproxy.MaxModBytes)
+			if err == nil {
+				err = goproxy.CheckMod(m, f.Mod)
+			}
+		case name == "mod.zip" && zip == nil:
+			if zip, err = os.CreateTemp(s.TempDir, "save-"); err != nil {
+				return f, nil, err
+			}
+			_, err = io.Copy(zip, io.LimitReader(part, goproxy.MaxZipBytes+1))
+		default:
+			err = errors.New("not one of mod.info, mod.mod, mod.zip, each once")
+		}
+		if err != nil {
+			return f, zip, bad(fmt.Sprintf("%.40q", name), err)
+		}
+	}
+	if f.Info == nil && f.Mod == nil && zip == nil {
+		return f, zip, bad("multipart form", errors.New("none of mod.info, mod.mod, mod.zip is in it"))
+	}
+	if zip == nil {
+		return f, nil, nil
+	}
+	_, zipMod, err := goproxy.CheckZip(m, zip.Name())
+	if err == nil {
+		err = checkSameMod(s.Store, m, f.Mod, zipMod)
+	}
+	if err != nil {
+		return f, zip, bad("mod.zip", err)
+	}
+	if _, err := zip.Seek(0, io.SeekStart); err != nil {
+		return f, zip, err
+	}
+	f.Zip = zip
+	return f, zip, nil
+}
+
+// checkSameMod compares the go.mod of a zip with mod, or with the one kept.
+func checkSameMod(s Store, m module.Version, mod, zipMod []byte) error {
+	if mod == nil {
+		b, err := s.Mod(context.Background(), m)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if mod, err = b.ReadAll(goproxy.MaxModBytes); err != nil {
+			return err
+		}
+	}
+	if !bytes.Equal(mod, zipMod) {
+		return fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m)
+	}
+	return nil
+}
+
+func readPart(r io.Reader, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("larger than %d bytes", limit)
+	}
+	return b, err
+}
+
+func (s *Server) delete(c echo.Context) error {
+	m, err := versionOf(c, ".delete")
+	if err != nil {
+		return err
+	}
+	if err := s.Store.Delete(c.Request().Context(), m); err != nil {
+		return err
+	}
+	c.Response().Header().Set("Cache-Control", goproxy.CacheNever)
+	return c.NoContent(http.StatusOK)
+}
+
+// message is the one shape of a question to the ledger and of its answer.
+type message struct {
+	Key    *Key          `json:",omitempty"`
+	Known  *Known        `json:",omitempty"`
+	Job    *Job          `json:",omitempty"`
+	Worker string        `json:",omitempty"`
+	Time   time.Duration `json:",omitempty"` // lease or delay
+	Cause  *cause        `json:",omitempty"`
+	Name   string        `json:",omitempty"`
+	Old    *[]byte       `json:",omitempty"`
+	New    *[]byte       `json:",omitempty"`
+	Since  time.Time
+	Limit  int          `json:",omitempty"`
+	Stats  *QueueStats  `json:",omitempty"`
+	Feed   []IndexEntry `json:",omitempty"`
+	Yes    bool         `json:",omitempty"` // Enqueue: added; Wait: ask again
+}
+
+// cause carries an error of an attempt.
+type cause struct {
+	Status     int
+	Message    string
+	RetryAfter time.Duration
+}
+
+func causeOf(err error) *cause {
+	if err == nil {
+		return nil
+	}
+	c := &cause{Status: goproxy.Status(err), Message: err.Error()}
+	var e *goproxy.Error
+	if errors.As(err, &e) {
+		c.RetryAfter = e.RetryAfter
+	}
+	return c
+}
+
+func (c *cause) err() error {
+	if c == nil {
+		return nil
+	}
+	return &goproxy.Error{Status: c.Status, Message: c.Message, RetryAfter: c.RetryAfter}
+}
+
+func bytesOf(p *[]byte) []byte {
+	if p == nil {
+		return nil
+	}
+	if *p == nil {
+		return []byte{}
+	}
+	return *p
+}
+
+func pointerTo(b []byte) *[]byte {
+	if b == nil {
+		return nil
+	}
+	return &b
+}
+
+func (s *Server) rpc(c echo.Context) error {
+	r := c.Request()
+	if r.Method != http.MethodPost {
+		return goproxy.Errorf(http.StatusMethodNotAllowed, "%s is not allowed here: POST is", r.Method)
+	}
+	var q, a message
+	body := http.MaxBytesReader(c.Response().Writer, r.Body, goproxy.MaxListBytes+1<<20)
+	if err := json.NewDecoder(body).Decode(&q); err != nil {
+		return goproxy.Errorf(http.StatusBadRequest, "bad request: %w", err)
+	}
+	if q.Key == nil {
+		q.Key = &Key{}
+	}
+	if q.Job == nil {
+		q.Job = &Job{}
+	}
+	ctx := r.Context()
+	var err error
+	switch method := strings.TrimPrefix(r.URL.Path, "/internal/ledger/"); method {
+	case "known":
+		a.Known, err = s.Ledger.Known(ctx, *q.Key)
+	case "set-known":
+		if q.Known == nil {
+			return goproxy.Errorf(http.StatusBadRequest, "bad request: set-known without an answer")
+		}
+		err = s.Ledger.SetKnown(ctx, *q.Key, q.Known)
+	case "enqueue":
+		a.Yes, err = s.Ledger.Enqueue(ctx, *q.Job)
+	case "claim":
+		a.Job, err = s.Ledger.Claim(ctx, q.Worker, q.Time)
+	case "extend":
+		err = s.Ledger.Extend(ctx, q.Job, q.Time)
+	case "done":
+		err = s.Ledger.Done(ctx, q.Job, q.Cause.err())
+	case "retry":
+		err = s.Ledger.Retry(ctx, q.Job, q.Time, q.Cause.err())
+	case "wait":
+		slice, cancel := context.WithTimeout(ctx, waitSlice)
+		defer cancel()
+		waited := s.Ledger.Wait(slice, *q.Key)
+		if slice.Err() != nil && ctx.Err() == nil {
+			a.Yes = true
+		} else if ctx.Err() != nil {
+			err = ctx.Err()
+		} else {
+			a.Cause = causeOf(waited)
+		}
+	case "queue":
+		var stats QueueStats
+		stats, err = s.Ledger.Queue(ctx)
+		a.Stats = &stats
+	case "load":
+		var b []byte
+		b, err = s.Ledger.Load(ctx, q.Name)
+		a.New = pointerTo(b)
+	case "swap":
+		err = s.Ledger.CompareAndSwap(ctx, q.Name, bytesOf(q.Old), bytesOf(q.New))
+	case "deleted":
+		a.Feed, err = s.Store.Deleted(ctx, q.Since, q.Limit)
+	default:
+		return goproxy.NotFound("the ledger has no method %.40q", method)
+	}
+	if err != nil {
+		return err
+	}
+	c.Response().Header().Set("Cache-Control", goproxy.CacheNever)
+	return c.JSON(http.StatusOK, a)
+}
