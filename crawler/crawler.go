@@ -1,0 +1,329 @@
+// Package crawler is the role that brings modules in: it is the only one that
+// reaches upstream. It is a goproxy.Source that fetches what it is asked for;
+// each fetch is a job in the ledger's queue, so that the whole fleet makes it
+// once, and a job outlives the request that made it.
+package crawler
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/mod/module"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+)
+
+// Origin is one entry of the upstream setting.
+type Origin struct {
+	Name   string // for messages: a URL without secrets, or "direct"
+	Source goproxy.Source
+	// AnyError: the next origin is asked after any error ("|"); else only after
+	// the answer that there is no such thing (",").
+	AnyError bool
+}
+
+// Verifier says whether upstream's content is what everybody gets.
+type Verifier interface {
+	// Verify checks an h1: hash; version is "v1.2.3" for a zip, "v1.2.3/go.mod"
+	// for a go.mod file.
+	Verify(ctx context.Context, path, version, h1 string) error
+}
+
+// Options of a Crawler. All are needed unless it says otherwise.
+type Options struct {
+	Name          string // unique in the fleet
+	Origins       []Origin
+	Verifier      Verifier      // nil: nothing is verified
+	TempDir       string        // takes zips until they are verified; "": the system's
+	Freshness     time.Duration // how long a list, an answer or a refusal is good
+	Workers       int           // fetches at once
+	ZipWorkers    int           // of which zips
+	InflightBytes int64         // bytes of zips being fetched at once
+	Lease         time.Duration // after which another crawler takes a dead one's job
+	Attempts      int           // of one job
+	Metrics       prometheus.Registerer
+	Log           *slog.Logger
+}
+
+// Crawler is the role. Run does its work; the Source methods wait for it, or
+// for another crawler.
+type Crawler struct {
+	o        Options
+	store    storage.Store
+	ledger   storage.Ledger
+	nudge    chan struct{}
+	zips     *semaphore.Weighted
+	inflight *semaphore.Weighted
+	outcomes *prometheus.CounterVec
+}
+
+var _ goproxy.Source = (*Crawler)(nil)
+
+// New returns a crawler that has not started.
+func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
+	c := &Crawler{
+		o: o, store: store, ledger: ledger,
+		nudge:    make(chan struct{}, o.Workers),
+		zips:     semaphore.NewWeighted(int64(o.ZipWorkers)),
+		inflight: semaphore.NewWeighted(o.InflightBytes),
+		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "athensctl_fetches_total",
+			Help: "Fetches from upstream that ended, by file (list, info, mod, zip) and outcome (ok, kept, refused, retry, failed, lost).",
+		}, []string{"file", "outcome"}),
+	}
+	if o.Metrics != nil {
+		o.Metrics.MustRegister(c.outcomes)
+	}
+	return c
+}
+
+// List implements goproxy.Source: the list as fresh as Freshness says.
+func (c *Crawler) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
+	k := storage.Key{Path: path, File: storage.FileList}
+	var list *goproxy.VersionList
+	err := c.ensure(ctx, k, func() (bool, error) {
+		known, err := c.known(ctx, k)
+		if known == nil || err != nil {
+			return false, err
+		}
+		list = goproxy.NewVersionList(path, known.Versions, known.Checked)
+		return true, nil
+	})
+	return list, err
+}
+
+// Resolve implements goproxy.Source.
+func (c *Crawler) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
+	k := storage.Key{Path: path, Query: query, File: storage.FileInfo}
+	var info *goproxy.Info
+	err := c.ensure(ctx, k, func() (found bool, err error) {
+		if goproxy.IsCanonical(path, query) {
+			info, err = c.store.Resolve(ctx, path, query)
+			return found1(err)
+		}
+		known, err := c.known(ctx, k)
+		if known == nil || err != nil {
+			return false, err
+		}
+		if info, err = goproxy.ParseInfo(path, query, known.Info); err == nil {
+			info.Checked = known.Checked
+		}
+		return true, err
+	})
+	return info, err
+}
+
+// Mod implements goproxy.Source.
+func (c *Crawler) Mod(ctx context.Context, m module.Version) (b *goproxy.Blob, err error) {
+	err = c.ensure(ctx, storage.Key{Path: m.Path, Query: m.Version, File: storage.FileMod}, func() (bool, error) {
+		b, err = c.store.Mod(ctx, m)
+		return found1(err)
+	})
+	return b, err
+}
+
+// Zip implements goproxy.Source. It sees to it that .info is fetched too, so
+// that the version becomes complete; the go.mod file is in the zip.
+func (c *Crawler) Zip(ctx context.Context, m module.Version) (b *goproxy.Blob, err error) {
+	err = c.ensure(ctx, storage.Key{Path: m.Path, Query: m.Version, File: storage.FileZip}, func() (bool, error) {
+		b, err = c.store.Zip(ctx, m)
+		return found1(err)
+	})
+	return b, err
+}
+
+func found1(err error) (bool, error) {
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// known is upstream's fresh answer for k: nil when there is none, a refusal as
+// an error.
+func (c *Crawler) known(ctx context.Context, k storage.Key) (*storage.Known, error) {
+	known, err := c.ledger.Known(ctx, k)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if time.Since(known.Checked) >= c.o.Freshness {
+		return nil, nil
+	}
+	return known, Refusal(known)
+}
+
+// Refusal is the error that a remembered answer stands for; nil when it is none.
+func Refusal(k *storage.Known) error {
+	if k.RefusedStatus == 0 {
+		return nil
+	}
+	return &goproxy.Error{Status: k.RefusedStatus, Message: k.Refused}
+}
+
+// ensure sees to it that look finds what k names: it makes a job where it is
+// missing and waits until somebody has done it.
+func (c *Crawler) ensure(ctx context.Context, k storage.Key, look func() (bool, error)) error {
+	var waited error
+	for range 3 {
+		if found, err := look(); found || err != nil {
+			return err
+		}
+		if _, err := c.known(ctx, k); err != nil {
+			return err
+		}
+		if goproxy.NoFetch(ctx) {
+			e := goproxy.NotFound("%s: not kept, and the request says not to fetch it", k)
+			e.NoStore = true
+			return e
+		}
+		if k.File == storage.FileZip {
+			info := storage.Key{Path: k.Path, Query: k.Query, File: storage.FileInfo}
+			if _, err := c.store.Resolve(ctx, k.Path, k.Query); errors.Is(err, fs.ErrNotExist) {
+				if err := c.enqueue(ctx, info); err != nil {
+					return err
+				}
+			}
+		}
+		if err := c.enqueue(ctx, k); err != nil {
+			return err
+		}
+		if waited = c.ledger.Wait(ctx, k); waited != nil {
+			return waited
+		}
+	}
+	return goproxy.Errorf(http.StatusBadGateway, "%s: the fetch ended without a result", k)
+}
+
+func (c *Crawler) enqueue(ctx context.Context, k storage.Key) error {
+	_, err := c.ledger.Enqueue(ctx, storage.Job{Key: k, Priority: storage.Demand})
+	select {
+	case c.nudge <- struct{}{}:
+	default: // as many as there are workers are on their way
+	}
+	return err
+}
+
+// Run works on the queue until ctx ends. Jobs that are not finished then go
+// back to the queue.
+func (c *Crawler) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for i := range c.o.Workers {
+		wg.Go(func() { c.work(ctx, fmt.Sprintf("%s/%d", c.o.Name, i)) })
+	}
+	wg.Wait()
+}
+
+// Idle workers look at the queue that often, for jobs that others made or left;
+// the pauses of all workers together.
+const pollEvery = time.Second
+
+func (c *Crawler) work(ctx context.Context, worker string) {
+	for ctx.Err() == nil {
+		job, err := c.ledger.Claim(ctx, worker, c.o.Lease)
+		if err != nil && ctx.Err() == nil {
+			c.o.Log.Warn("claim a job", "err", err)
+		}
+		if job != nil {
+			c.run(ctx, job)
+			continue
+		}
+		pause := time.Duration(float64(pollEvery) * float64(c.o.Workers) * (0.5 + rand.Float64()))
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-c.nudge:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// run does one job under its lease and says how it ended.
+func (c *Crawler) run(ctx context.Context, job *storage.Job) {
+	jobCtx, cancel := context.WithCancelCause(ctx)
+	var beat sync.WaitGroup
+	beat.Go(func() { c.heartbeat(jobCtx, cancel, job) })
+	outcome, err := c.fetch(jobCtx, job)
+	lost := context.Cause(jobCtx)
+	cancel(nil)
+	beat.Wait()
+
+	// Ending a job is worth a moment even when the process is told to stop.
+	endCtx, end := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer end()
+	var ended error
+	switch {
+	case err == nil:
+		ended = c.ledger.Done(endCtx, job, nil)
+	case ctx.Err() != nil:
+		outcome = "retry"
+		ended = c.ledger.Retry(endCtx, job, 0, goproxy.Busy(time.Second, "%s: the crawler is stopping", job.Key))
+	case errors.Is(lost, storage.ErrLeaseLost):
+		ended = lost
+	case outcome == "refused":
+		ended = c.ledger.Done(endCtx, job, err)
+	case job.Attempts < c.o.Attempts && transient(err):
+		outcome = "retry"
+		ended = c.ledger.Retry(endCtx, job, backOff(job.Attempts, err), err)
+	default:
+		outcome = "failed"
+		ended = c.ledger.Done(endCtx, job, err)
+	}
+	if ended != nil {
+		outcome = "lost"
+		c.o.Log.Warn("a job's end was not taken", "job", job.Key.String(), "err", ended)
+	}
+	c.outcomes.WithLabelValues(string(job.Key.File), outcome).Inc()
+	if err != nil && outcome != "refused" {
+		c.o.Log.Warn("fetch", "job", job.Key.String(), "attempt", job.Attempts, "outcome", outcome, "err", err)
+	} else {
+		c.o.Log.Debug("fetch", "job", job.Key.String(), "outcome", outcome)
+	}
+}
+
+func (c *Crawler) heartbeat(ctx context.Context, cancel context.CancelCauseFunc, job *storage.Job) {
+	tick := time.NewTicker(c.o.Lease / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := c.ledger.Extend(ctx, job, c.o.Lease); errors.Is(err, storage.ErrLeaseLost) {
+				cancel(storage.ErrLeaseLost)
+				return
+			}
+		}
+	}
+}
+
+// transient says whether another attempt may end otherwise.
+func transient(err error) bool {
+	s := goproxy.Status(err)
+	return s >= 500 || s == http.StatusTooManyRequests
+}
+
+// backOff is 1 s, 2 s, 4 s, … up to 5 minutes, a quarter more or less, and at
+// least what upstream asked for.
+func backOff(attempt int, err error) time.Duration {
+	d := min(time.Second<<min(attempt-1, 9), 5*time.Minute)
+	d = time.Duration(float64(d) * (0.75 + rand.Float64()/2))
+	var e *goproxy.Error
+	if errors.As(err, &e) {
+		d = max(d, e.RetryAfter)
+	}
+	return cmp.Or(d, time.Second)
+}

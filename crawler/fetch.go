@@ -1,0 +1,290 @@
+package crawler
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+)
+
+// fetch does the work of one job. outcome is "ok", "kept" (somebody else did
+// it), "refused" (upstream has no such thing, or it can't be had; remembered),
+// or "" with an error.
+func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, err error) {
+	k := job.Key
+	m := module.Version{Path: k.Path, Version: k.Query}
+	canonical := goproxy.IsCanonical(k.Path, k.Query)
+	if done, err := c.isDone(ctx, job, canonical); err != nil {
+		return "", err
+	} else if done {
+		return "kept", nil
+	}
+	switch {
+	case k.File == storage.FileList:
+		err = c.fetchList(ctx, k)
+	case k.File == storage.FileInfo && !canonical:
+		err = c.fetchQuery(ctx, k)
+	case k.File == storage.FileInfo:
+		err = c.fetchInfo(ctx, m)
+	case k.File == storage.FileMod:
+		err = c.fetchMod(ctx, m)
+	case k.File == storage.FileZip:
+		err = c.fetchZip(ctx, m)
+	default:
+		err = goproxy.Errorf(http.StatusBadRequest, "%s: not something that can be fetched", k)
+	}
+	switch goproxy.Status(err) {
+	case http.StatusOK:
+		return "ok", nil
+	case http.StatusNotFound, http.StatusGone, http.StatusForbidden, http.StatusNotImplemented:
+		known := &storage.Known{Checked: time.Now().UTC(), RefusedStatus: goproxy.Status(err), Refused: err.Error()}
+		if err := c.ledger.SetKnown(ctx, k, known); err != nil {
+			return "", err
+		}
+		return "refused", err
+	}
+	return "", err
+}
+
+// isDone reports whether the job's result is there already: a crash, or another
+// request just before, may have left a job behind that has nothing to do.
+func (c *Crawler) isDone(ctx context.Context, job *storage.Job, canonical bool) (bool, error) {
+	k := job.Key
+	m := module.Version{Path: k.Path, Version: k.Query}
+	var b *goproxy.Blob
+	var err error
+	switch {
+	case k.File == storage.FileMod:
+		b, err = c.store.Mod(ctx, m)
+	case k.File == storage.FileZip:
+		b, err = c.store.Zip(ctx, m)
+	case k.File == storage.FileInfo && canonical:
+		_, err = c.store.Resolve(ctx, k.Path, k.Query)
+	default:
+		var known *storage.Known
+		known, err = c.known(ctx, k)
+		return known != nil && err == nil, found2(err)
+	}
+	if b != nil {
+		b.Close()
+	}
+	return found1(err)
+}
+
+func found2(err error) error {
+	var e *goproxy.Error
+	if errors.As(err, &e) && e.Status < 500 {
+		return nil // a refusal that is remembered; the job asks once more
+	}
+	return err
+}
+
+// ask asks the origins in their order, as the go command does with GOPROXY.
+// What is not there is upstream's 404 or 410; every other failure is 502 but
+// for 501 and 503, and for 429, which keeps what it says about coming again.
+// Source: https://go.dev/ref/mod#goproxy-protocol.
+func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, error) {
+	var none T
+	err := error(goproxy.NotFound("%s: upstream is off", what))
+	for _, o := range c.o.Origins {
+		var v T
+		if v, err = f(o.Source); err == nil {
+			return v, nil
+		}
+		absent := errors.Is(err, fs.ErrNotExist)
+		switch s := goproxy.Status(err); {
+		case absent:
+			err = goproxy.NotFound("%s at %s: %w", what, o.Name, err)
+		case s == http.StatusNotImplemented:
+		default:
+			e := goproxy.Errorf(http.StatusBadGateway, "%s: %s: %w", what, o.Name, err)
+			var cause *goproxy.Error
+			if errors.As(err, &cause) {
+				e.RetryAfter = cause.RetryAfter
+			}
+			err = e
+		}
+		if !absent && !o.AnyError {
+			break
+		}
+	}
+	return none, err
+}
+
+func (c *Crawler) fetchList(ctx context.Context, k storage.Key) error {
+	list, err := ask(c, k.Path+": version list", func(s goproxy.Source) (*goproxy.VersionList, error) {
+		return s.List(ctx, k.Path)
+	})
+	if err != nil {
+		return err
+	}
+	return c.ledger.SetKnown(ctx, k, &storage.Known{Checked: time.Now().UTC(), Versions: list.Versions})
+}
+
+// fetchQuery asks for what is not a canonical version. "latest" is worked out
+// from the list where upstream has no answer for it.
+func (c *Crawler) fetchQuery(ctx context.Context, k storage.Key) error {
+	info, err := ask(c, k.Path+"@"+k.Query, func(s goproxy.Source) (*goproxy.Info, error) {
+		return s.Resolve(ctx, k.Path, k.Query)
+	})
+	if k.Query == goproxy.Latest && (errors.Is(err, fs.ErrNotExist) || goproxy.Status(err) == http.StatusNotImplemented) {
+		if list, listErr := c.List(ctx, k.Path); listErr == nil && list.LatestVersion() != "" {
+			info, err = c.Resolve(ctx, k.Path, list.LatestVersion())
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return c.ledger.SetKnown(ctx, k, &storage.Known{Checked: time.Now().UTC(), Info: info.JSON()})
+}
+
+func (c *Crawler) fetchInfo(ctx context.Context, m module.Version) error {
+	info, err := ask(c, m.String(), func(s goproxy.Source) (*goproxy.Info, error) {
+		return s.Resolve(ctx, m.Path, m.Version)
+	})
+	if err != nil {
+		return err
+	}
+	return keep(c.store.Put(ctx, m, storage.Files{Info: info.JSON()}))
+}
+
+func (c *Crawler) fetchMod(ctx context.Context, m module.Version) error {
+	mod, err := ask(c, m.String()+" (mod)", func(s goproxy.Source) ([]byte, error) {
+		b, err := s.Mod(ctx, m)
+		if err != nil {
+			return nil, err
+		}
+		return b.ReadAll(goproxy.MaxModBytes)
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.verifyMod(ctx, m, mod); err != nil {
+		return err
+	}
+	return keep(c.store.Put(ctx, m, storage.Files{Mod: mod}))
+}
+
+func (c *Crawler) verifyMod(ctx context.Context, m module.Version, mod []byte) error {
+	if err := goproxy.CheckMod(m, mod); err != nil {
+		return goproxy.Errorf(http.StatusBadGateway, "upstream's answer is refused: %w", err)
+	}
+	if c.o.Verifier == nil {
+		return nil
+	}
+	h1, err := goproxy.ModH1(mod)
+	if err != nil {
+		return err
+	}
+	return c.o.Verifier.Verify(ctx, m.Path, m.Version+"/go.mod", h1)
+}
+
+// fetchZip spools the zip to disk, checks all of it, and only then keeps it,
+// with the go.mod file that is in it.
+func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
+	if err := c.zips.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer c.zips.Release(1)
+	tmp, err := os.CreateTemp(c.o.TempDir, "fetch-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	defer tmp.Close()
+	if _, err := ask(c, m.String()+" (zip)", func(s goproxy.Source) (struct{}, error) {
+		return struct{}{}, c.spool(ctx, s, m, tmp)
+	}); err != nil {
+		return err
+	}
+	h1, mod, err := goproxy.CheckZip(m, tmp.Name())
+	if err == nil {
+		err = c.sameMod(ctx, m, mod)
+	}
+	if err != nil {
+		return goproxy.Errorf(http.StatusBadGateway, "upstream's answer is refused: %w", err)
+	}
+	if err := c.verifyMod(ctx, m, mod); err != nil {
+		return err
+	}
+	if c.o.Verifier != nil {
+		if err := c.o.Verifier.Verify(ctx, m.Path, m.Version, h1); err != nil {
+			return err
+		}
+	}
+	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return keep(c.store.Put(ctx, m, storage.Files{Mod: mod, Zip: tmp}))
+}
+
+// spool writes the zip that s has to tmp, in place of what is there.
+func (c *Crawler) spool(ctx context.Context, s goproxy.Source, m module.Version, tmp *os.File) error {
+	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if err := tmp.Truncate(0); err != nil {
+		return err
+	}
+	b, err := s.Zip(ctx, m)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	if b.SizeBytes > goproxy.MaxZipBytes {
+		return fmt.Errorf("zip of %d bytes; at most %d are accepted", b.SizeBytes, goproxy.MaxZipBytes)
+	}
+	weight := b.SizeBytes
+	if weight < 0 {
+		weight = goproxy.MaxZipBytes
+	}
+	weight = min(weight, c.o.InflightBytes)
+	if err := c.inflight.Acquire(ctx, weight); err != nil {
+		return err
+	}
+	defer c.inflight.Release(weight)
+	n, err := io.Copy(tmp, io.LimitReader(b, goproxy.MaxZipBytes+1))
+	if err != nil {
+		return err
+	}
+	if b.SizeBytes >= 0 && n != b.SizeBytes {
+		return fmt.Errorf("the zip was cut after %d of %d bytes", n, b.SizeBytes)
+	}
+	return nil
+}
+
+// sameMod compares the zip's go.mod with the one kept, if one is.
+func (c *Crawler) sameMod(ctx context.Context, m module.Version, mod []byte) error {
+	b, err := c.store.Mod(ctx, m)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	have, err := b.ReadAll(goproxy.MaxModBytes)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(have, mod) {
+		return fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m)
+	}
+	return nil
+}
+
+// keep takes a conflict as success: another crawler was first, and what it kept stays.
+func keep(err error) error {
+	if errors.Is(err, storage.ErrConflict) {
+		return nil
+	}
+	return err
+}
