@@ -138,14 +138,44 @@ func (c *Crawler) fetchQuery(ctx context.Context, k storage.Key) error {
 		return s.Resolve(ctx, k.Path, k.Query)
 	})
 	if k.Query == goproxy.Latest && (errors.Is(err, fs.ErrNotExist) || goproxy.Status(err) == http.StatusNotImplemented) {
-		if list, listErr := c.List(ctx, k.Path); listErr == nil && list.LatestVersion() != "" {
-			info, err = c.Resolve(ctx, k.Path, list.LatestVersion())
+		// Within this job: waiting for another would hold a worker.
+		if found, foundErr := c.latestOfList(ctx, k.Path); foundErr == nil {
+			info, err = found, nil
+		} else if !errors.Is(foundErr, fs.ErrNotExist) {
+			err = foundErr
 		}
 	}
 	if err != nil {
 		return err
 	}
 	return c.ledger.SetKnown(ctx, k, &storage.Known{Checked: time.Now().UTC(), Info: info.JSON()})
+}
+
+func (c *Crawler) latestOfList(ctx context.Context, path string) (*goproxy.Info, error) {
+	k := storage.Key{Path: path, File: storage.FileList}
+	known, err := c.known(ctx, k)
+	if known == nil && err == nil {
+		if err = c.fetchList(ctx, k); err == nil {
+			known, err = c.known(ctx, k)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	var latest string
+	if known != nil {
+		latest = goproxy.NewVersionList(path, known.Versions, known.Checked).LatestVersion()
+	}
+	if latest == "" {
+		return nil, goproxy.NotFound("%s@latest: there is no version", path)
+	}
+	info, err := c.store.Resolve(ctx, path, latest)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = c.fetchInfo(ctx, module.Version{Path: path, Version: latest}); err == nil {
+			info, err = c.store.Resolve(ctx, path, latest)
+		}
+	}
+	return info, err
 }
 
 func (c *Crawler) fetchInfo(ctx context.Context, m module.Version) error {

@@ -1,0 +1,337 @@
+// Package proxy is the role that the go command talks to. It answers from its
+// caches and from storage, and asks the crawler for what is not there. It
+// starts no process, holds no credential of a database, and reaches nothing but
+// the other two roles.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/mod/module"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+)
+
+// Network modes: what happens when upstream is needed and fails.
+const (
+	Strict   = "strict"   // the request fails
+	Fallback = "fallback" // what is kept is served
+	Offline  = "offline"  // upstream is never asked
+)
+
+// Options of a Proxy. All are needed unless it says otherwise.
+type Options struct {
+	Mode         string
+	Freshness    time.Duration // a list is served without a question
+	ListMaxStale time.Duration // a list is served while it is refreshed behind
+	ListWait     time.Duration // how long a request waits for the refresh of an older one
+	FetchTimeout time.Duration // how long a request waits for the crawler
+	// FetchTimeoutStatus is what it gets then: 504 or 404.
+	FetchTimeoutStatus int
+	MaxWaiting         int    // requests that may wait for a fetch
+	CacheDir           string // zips and sumdb answers
+	CacheBytes         int64
+	MemoryBytes        int64 // lists, .info and .mod files
+	Metrics            prometheus.Registerer
+	Log                *slog.Logger
+}
+
+// Proxy is the role, a goproxy.Source over the two others.
+type Proxy struct {
+	o       Options
+	store   storage.Store
+	ledger  storage.Ledger // only Known is read
+	crawler goproxy.Source // nil: nothing can be fetched
+
+	memory  *lru[storage.Key, any] // *goproxy.Info, *file, *goproxy.VersionList, refusal
+	disk    *diskCache
+	flights singleflight.Group
+	waiting atomic.Int64
+	hits    *prometheus.CounterVec
+	// generation grows with each deletion: what was read before is not kept after.
+	generation atomic.Int64
+	behind     sync.Map // keys that are refreshed behind a reader now
+}
+
+type file struct {
+	content []byte
+	kept    time.Time
+}
+
+// refusal is a "not found" that is remembered.
+type refusal struct {
+	err     error
+	checked time.Time
+}
+
+var _ goproxy.Source = (*Proxy)(nil)
+
+// New returns a proxy. crawler is nil in offline mode.
+func New(store storage.Store, ledger storage.Ledger, crawler goproxy.Source, o Options) (*Proxy, error) {
+	disk, err := openDiskCache(o.CacheDir, o.CacheBytes)
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{
+		o: o, store: store, ledger: ledger, crawler: crawler, disk: disk,
+		memory: newLRU[storage.Key, any](o.MemoryBytes, nil),
+		hits: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "athensctl_proxy_answers_total",
+			Help: "Answers of the proxy, by where they came from (memory, disk, storage, crawler, stale) and file.",
+		}, []string{"tier", "file"}),
+	}
+	if o.Metrics != nil {
+		o.Metrics.MustRegister(p.hits,
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "athensctl_proxy_waiting", Help: "Requests that wait for a fetch."},
+				func() float64 { return float64(p.waiting.Load()) }),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "athensctl_proxy_cache_bytes", Help: "Bytes in the disk cache."},
+				func() float64 { return float64(disk.files.bytes()) }),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "athensctl_proxy_cache_memory_bytes", Help: "Bytes in the memory cache."},
+				func() float64 { return float64(p.memory.bytes()) }))
+	}
+	return p, nil
+}
+
+// entryBytes is what an entry of the memory cache takes besides its content.
+const entryBytes = 512
+
+func (p *Proxy) remember(k storage.Key, v any, bytes int) {
+	p.memory.put(k, v, int64(bytes+len(k.Path)+entryBytes))
+}
+
+// Mod implements goproxy.Source.
+func (p *Proxy) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileMod}
+	if v, ok := p.memory.get(k); ok {
+		if f, ok := v.(*file); ok {
+			p.count("memory", k)
+			return goproxy.NewBlob(f.content, f.kept), nil
+		}
+	}
+	v, err := p.fetch(ctx, k, func(ctx context.Context, s goproxy.Source) (any, error) {
+		b, err := s.Mod(ctx, m)
+		if err != nil {
+			return nil, err
+		}
+		content, err := b.ReadAll(goproxy.MaxModBytes)
+		return &file{content, b.ModTime}, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	f := v.(*file)
+	return goproxy.NewBlob(f.content, f.kept), nil
+}
+
+// Resolve implements goproxy.Source.
+func (p *Proxy) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
+	k := storage.Key{Path: path, Query: query, File: storage.FileInfo}
+	if !goproxy.IsCanonical(path, query) {
+		return p.resolveQuery(ctx, k)
+	}
+	if v, ok := p.memory.get(k); ok {
+		if info, ok := v.(*goproxy.Info); ok {
+			p.count("memory", k)
+			return info, nil
+		}
+	}
+	v, err := p.fetch(ctx, k, func(ctx context.Context, s goproxy.Source) (any, error) {
+		return s.Resolve(ctx, path, query)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return v.(*goproxy.Info), nil
+}
+
+// Zip implements goproxy.Source.
+func (p *Proxy) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileZip}
+	if b := p.disk.get(k.String()); b != nil {
+		p.count("disk", k)
+		return b, nil
+	}
+	for range 2 {
+		// One reader brings it into the disk cache; the others wait and open the file.
+		_, err := p.fetch(ctx, k, func(ctx context.Context, s goproxy.Source) (any, error) {
+			return nil, p.spool(ctx, k, s, m)
+		})
+		if err != nil {
+			return nil, err
+		}
+		if b := p.disk.get(k.String()); b != nil {
+			return b, nil
+		}
+		// Storage has it as a local file, or it is too large to be cached.
+		if b, err := p.store.Zip(ctx, m); err == nil || !errors.Is(err, fs.ErrNotExist) {
+			p.count("storage", k)
+			return b, err
+		}
+	}
+	return nil, goproxy.NotFound("%s (zip): it was deleted", m)
+}
+
+func (p *Proxy) spool(ctx context.Context, k storage.Key, s goproxy.Source, m module.Version) error {
+	b, err := s.Zip(ctx, m)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	if isLocalFile(b) || b.SizeBytes > p.o.CacheBytes {
+		return nil
+	}
+	generation := p.generation.Load()
+	if err := p.disk.put(k.String(), b, b.SizeBytes, b.ModTime); err != nil {
+		return err
+	}
+	if p.generation.Load() != generation {
+		p.disk.remove(k.String())
+	}
+	return nil
+}
+
+// fetch gets an immutable file from storage, or else from the crawler. Requests
+// for the same key share one fetch, which goes on when they leave.
+func (p *Proxy) fetch(ctx context.Context, k storage.Key, get func(context.Context, goproxy.Source) (any, error)) (any, error) {
+	if v, ok := p.memory.get(k); ok {
+		if r, ok := v.(*refusal); ok && time.Since(r.checked) < p.o.Freshness && p.o.Mode != Offline {
+			p.count("memory", k)
+			return nil, r.err
+		}
+	}
+	return p.share(ctx, k, func(ctx context.Context) (any, error) {
+		generation := p.generation.Load()
+		tier := "storage"
+		v, err := get(ctx, p.store)
+		if errors.Is(err, fs.ErrNotExist) {
+			if !p.mayFetch(ctx) {
+				return nil, notKept(k)
+			}
+			tier = "crawler"
+			v, err = get(ctx, p.crawler)
+			p.rememberRefusal(k, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		p.count(tier, k)
+		if v != nil && p.generation.Load() == generation {
+			switch v := v.(type) {
+			case *file:
+				p.remember(k, v, len(v.content))
+			case *goproxy.Info:
+				p.remember(k, v, len(v.Raw))
+			}
+		}
+		return v, nil
+	})
+}
+
+func (p *Proxy) mayFetch(ctx context.Context) bool {
+	return p.crawler != nil && p.o.Mode != Offline && !goproxy.NoFetch(ctx)
+}
+
+func notKept(k storage.Key) error {
+	e := goproxy.NotFound("%s: not kept, and nothing is fetched for this request", k)
+	e.NoStore = true
+	return e
+}
+
+func (p *Proxy) rememberRefusal(k storage.Key, err error) {
+	switch goproxy.Status(err) {
+	case http.StatusNotFound, http.StatusGone, http.StatusForbidden, http.StatusNotImplemented:
+		var e *goproxy.Error
+		if errors.As(err, &e) && e.NoStore {
+			return
+		}
+		p.remember(k, &refusal{err, time.Now()}, len(err.Error()))
+	}
+}
+
+// share runs f once for all who ask for k at the same time. It waits as long as
+// FetchTimeout; f goes on behind, up to twice that.
+func (p *Proxy) share(ctx context.Context, k storage.Key, f func(context.Context) (any, error)) (any, error) {
+	if n := p.waiting.Add(1); n > int64(p.o.MaxWaiting) {
+		p.waiting.Add(-1)
+		return nil, goproxy.Busy(2*time.Second, "busy: %d requests wait for a fetch already", p.o.MaxWaiting)
+	}
+	defer p.waiting.Add(-1)
+	key := k.String()
+	if goproxy.NoFetch(ctx) {
+		key = "no-fetch " + key
+	}
+	ch := p.flights.DoChan(key, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*p.o.FetchTimeout)
+		defer cancel()
+		return f(ctx)
+	})
+	timeout := time.NewTimer(p.o.FetchTimeout)
+	defer timeout.Stop()
+	select {
+	case r := <-ch:
+		return r.Val, r.Err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-timeout.C:
+		return nil, &goproxy.Error{
+			Status: p.o.FetchTimeoutStatus, NoStore: true,
+			Message: k.String() + ": still being fetched after " + p.o.FetchTimeout.String() + "; it goes on, come again",
+		}
+	}
+}
+
+func (p *Proxy) count(tier string, k storage.Key) {
+	p.hits.WithLabelValues(tier, string(k.File)).Inc()
+}
+
+// Run drops what was deleted in storage from the caches, until ctx ends. It
+// looks every interval, which must be well below a minute.
+func (p *Proxy) Run(ctx context.Context, interval time.Duration) {
+	since := time.Now().Add(-storage.TombstoneTTL)
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		for {
+			deleted, err := p.store.Deleted(ctx, since, 1000)
+			if err != nil {
+				if ctx.Err() == nil {
+					p.o.Log.Warn("deletions cannot be read", "err", err)
+				}
+				break
+			}
+			for _, d := range deleted {
+				p.Forget(module.Version{Path: d.Path, Version: d.Version})
+				since = d.Timestamp.Add(time.Microsecond)
+			}
+			if len(deleted) < 1000 {
+				break
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Forget drops a version from the caches.
+func (p *Proxy) Forget(m module.Version) {
+	p.generation.Add(1)
+	for _, f := range []storage.File{storage.FileInfo, storage.FileMod, storage.FileZip} {
+		k := storage.Key{Path: m.Path, Query: m.Version, File: f}
+		p.memory.remove(k)
+		p.disk.remove(k.String())
+	}
+	p.memory.remove(storage.Key{Path: m.Path, File: storage.FileList})
+}
