@@ -1,0 +1,455 @@
+// Package config is the configuration of every role: one table of settings that
+// can be given as a flag (--data-dir), in the environment
+// (ATHENSCTL_DATA_DIR), or in a file (data-dir), in this order of precedence.
+// It is strict: an unknown key or an impossible value is an error that names it.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/pflag"
+	"github.com/spf13/viper"
+	"golang.org/x/mod/module"
+)
+
+// DefaultUpstream is the go command's own default: the public mirror, then the
+// module's own host.
+const DefaultUpstream = "https://proxy.golang.org,direct"
+
+// Bytes is a size; it is written as a number of bytes or with a unit: 10GiB.
+type Bytes int64
+
+// Config is what is in force. The tags make the table: key, default, help.
+type Config struct {
+	Role          string `key:"role" default:"all" help:"What this process does: all, or a comma-separated list of proxy, storage, crawler."`
+	Listen        string `key:"listen" default:"127.0.0.1:3000" help:"Address of the proxy; of the only role where a process has one."`
+	StorageListen string `key:"storage-listen" help:"Address of the storage role where the process has others too; empty: it does not listen."`
+	CrawlerListen string `key:"crawler-listen" help:"Address of the crawler role where the process has others too; empty: it does not listen."`
+	DataDir       string `key:"data-dir" default:"the user's data folder" help:"Folder of the disk store, and of temporary files."`
+	CacheDir      string `key:"cache-dir" default:"DATA-DIR/cache" help:"Folder of the proxy's cache; disposable."`
+	Store         string `key:"store" default:"disk" help:"Where modules are kept: disk, or memory (gone when the process ends)."`
+	StorageURL    string `key:"storage-url" help:"URL of the storage role, or several with commas, for a process without it."`
+	CrawlerURL    string `key:"crawler-url" help:"URL of the crawler role, or several with commas, for a proxy without it."`
+	InternalToken string `key:"internal-token" secret:"true" help:"Secret that the roles show each other, 16 characters or more. Needed where storage or crawler listens beyond loopback."`
+	Upstream      string `key:"upstream" default:"https://proxy.golang.org,direct" help:"Whom the crawler asks, in GOPROXY syntax: URLs, direct, off; a comma goes on only after \"not found\", a | after any error. direct is not supported yet: it answers 501."`
+	Private       string `key:"private" help:"Module path patterns, as in GOPRIVATE, that are never looked up in the checksum database."`
+	SumDB         string `key:"sumdb" default:"sum.golang.org" help:"Checksum database, in GOSUMDB syntax: a name, name+key, or either and a URL; off."`
+	NetworkMode   string `key:"network-mode" default:"fallback" help:"When upstream fails: strict (the request fails), fallback (what is kept is served), offline (upstream is never asked)."`
+	PublicFeeds   bool   `key:"public-feeds" default:"false" help:"The proxy forwards /catalog and /index, read-only."`
+	LogLevel      string `key:"log-level" default:"info" help:"debug, info (a line a request), warn or error."`
+	LogFormat     string `key:"log-format" default:"text" help:"text or json."`
+
+	Freshness          time.Duration `key:"freshness" default:"1m" help:"How long a version list, and the absence of a module, is served without asking upstream."`
+	ListMaxStale       time.Duration `key:"list-max-stale" default:"1h" help:"Up to this age a list is served while it is refreshed behind the reader."`
+	ListWait           time.Duration `key:"list-wait" default:"2s" help:"How long a request waits for the refresh of a list older than list-max-stale."`
+	FetchTimeout       time.Duration `key:"fetch-timeout" default:"50s" help:"How long a request waits for a fetch, which goes on behind."`
+	FetchTimeoutStatus int           `key:"fetch-timeout-status" default:"504" help:"The answer then: 504, or 404 as the public mirror does, which sends clients with ,direct on."`
+	UpstreamTimeout    time.Duration `key:"upstream-timeout" default:"30s" help:"How long upstream may take to answer, and to pause in a body."`
+
+	CacheMaxBytes     Bytes         `key:"cache-max-bytes" default:"10GiB" help:"Most that the proxy's cache takes on disk."`
+	CacheMemoryBytes  Bytes         `key:"cache-memory-bytes" default:"32MiB" help:"Most that the proxy's cache takes in memory."`
+	Workers           int           `key:"workers" default:"64" help:"Fetches at once, for each crawler."`
+	ZipWorkers        int           `key:"zip-workers" default:"8" help:"Of these, zips."`
+	InflightMaxBytes  Bytes         `key:"inflight-max-bytes" default:"2GiB" help:"Bytes of zips being fetched to disk at once, for each crawler."`
+	QueueMax          int           `key:"queue-max" default:"20000" help:"Jobs in the queue; more are refused with 503."`
+	MaxWaiting        int           `key:"max-waiting" default:"2000" help:"Requests of a proxy that may wait for a fetch; more are refused with 503."`
+	MaxConnections    int           `key:"max-connections" default:"10000" help:"Requests in flight for each address; more are refused with 503."`
+	MaxBodyBytes      Bytes         `key:"max-body-bytes" default:"600MiB" help:"Largest body of a save."`
+	MaxHeaderBytes    Bytes         `key:"max-header-bytes" default:"32KiB" help:"Largest header of a request."`
+	ReadHeaderTimeout time.Duration `key:"read-header-timeout" default:"10s" help:"How long a client may take to send a request's header."`
+	BodyTimeout       time.Duration `key:"body-timeout" default:"30s" help:"Longest pause in a request's body, or while a client takes an answer."`
+	IdleTimeout       time.Duration `key:"idle-timeout" default:"2m" help:"How long an idle connection is kept."`
+	JobLease          time.Duration `key:"job-lease" default:"15s" help:"After this a job of a crawler that died is taken by another."`
+	JobAttempts       int           `key:"job-attempts" default:"5" help:"How often a fetch that fails is tried."`
+	DrainDelay        time.Duration `key:"drain-delay" default:"0s" zero:"true" help:"Between SIGTERM, when /readyz turns false, and the end of accepting connections."`
+	DrainTimeout      time.Duration `key:"drain-timeout" default:"60s" help:"How long requests in flight may take to end after that."`
+
+	settings []Setting
+}
+
+// Setting is one value in force and where it came from.
+type Setting struct {
+	Key, Value, Source string
+}
+
+type field struct {
+	key, def, help string
+	secret, zero   bool
+	index          int
+	kind           reflect.Type
+}
+
+var fields = table()
+
+func table() (t []field) {
+	s := reflect.TypeFor[Config]()
+	for i := range s.NumField() {
+		f := s.Field(i)
+		if key, ok := f.Tag.Lookup("key"); ok {
+			t = append(t, field{key, f.Tag.Get("default"), f.Tag.Get("help"), f.Tag.Get("secret") != "", f.Tag.Get("zero") != "", i, f.Type})
+		}
+	}
+	return t
+}
+
+func (f field) env() string {
+	return "ATHENSCTL_" + strings.ToUpper(strings.ReplaceAll(f.key, "-", "_"))
+}
+
+// Flags defines a flag for each setting, and --config for the file.
+func Flags(fs *pflag.FlagSet) {
+	fs.String("config", "", "configuration file: YAML, TOML or JSON (environment: ATHENSCTL_CONFIG)")
+	for _, f := range fields {
+		if f.kind.Kind() == reflect.Bool {
+			fs.Bool(f.key, f.def == "true", f.help)
+		} else {
+			fs.String(f.key, f.def, f.help)
+		}
+	}
+}
+
+// Load reads the settings: flags that were set, the environment ("K=V"), the
+// file, the defaults. All errors are returned together.
+func Load(flags *pflag.FlagSet, environ []string) (*Config, error) {
+	c := &Config{}
+	env := map[string]string{}
+	for _, kv := range environ {
+		if k, v, _ := strings.Cut(kv, "="); strings.HasPrefix(k, "ATHENSCTL_") && v != "" {
+			env[k] = v
+		}
+	}
+	var errs []error
+	file := env["ATHENSCTL_CONFIG"]
+	if f := flags.Lookup("config"); f != nil && f.Changed {
+		file = f.Value.String()
+	}
+	v := viper.New()
+	if file != "" {
+		v.SetConfigFile(file)
+		if err := v.ReadInConfig(); err != nil {
+			return nil, fmt.Errorf("config: %w", err)
+		}
+	}
+	for _, k := range v.AllKeys() {
+		if !slices.ContainsFunc(fields, func(f field) bool { return f.key == k }) {
+			errs = append(errs, fmt.Errorf("%s: unknown key %q", file, k))
+		}
+	}
+	known := map[string]bool{"ATHENSCTL_CONFIG": true}
+	for _, f := range fields {
+		known[f.env()] = true
+		text, source := f.def, "default"
+		if f.key == "data-dir" {
+			text = defaultDataDir(env)
+		}
+		if v.InConfig(f.key) {
+			switch raw := v.Get(f.key).(type) {
+			case string, bool, int, int64:
+				text, source = fmt.Sprint(raw), "file "+file
+			default:
+				errs = append(errs, fmt.Errorf("%s: %s: a single value is needed", file, f.key))
+			}
+		}
+		if e := env[f.env()]; e != "" {
+			text, source = e, "environment "+f.env()
+		}
+		if fl := flags.Lookup(f.key); fl != nil && fl.Changed {
+			text, source = fl.Value.String(), "flag"
+		}
+		if f.key == "cache-dir" && source == "default" {
+			text = filepath.Join(c.DataDir, "cache")
+		}
+		if err := set(reflect.ValueOf(c).Elem().Field(f.index), f, text); err != nil {
+			errs = append(errs, fmt.Errorf("%s (%s): %w", f.key, source, err))
+		}
+		c.settings = append(c.settings, Setting{f.key, mask(f, text), source})
+	}
+	for k, value := range env {
+		if !known[k] && !strings.HasPrefix(k, "ATHENSCTL_TEST_") && !serviceLink(k, value) {
+			errs = append(errs, fmt.Errorf("environment: unknown setting %s", k))
+		}
+	}
+	if len(errs) == 0 {
+		errs = c.validate()
+	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	return c, nil
+}
+
+// serviceLink: Kubernetes tells a pod of its Services in the environment.
+func serviceLink(k, value string) bool {
+	return strings.Contains(k, "_SERVICE_HOST") || strings.Contains(k, "_SERVICE_PORT") ||
+		strings.HasPrefix(value, "tcp://") || strings.HasPrefix(value, "udp://") || strings.Contains(k, "_PORT_")
+}
+
+func set(v reflect.Value, f field, text string) error {
+	switch v.Interface().(type) {
+	case string:
+		v.SetString(text)
+	case bool:
+		b, err := strconv.ParseBool(text)
+		if err != nil {
+			return fmt.Errorf("%q is not true or false", text)
+		}
+		v.SetBool(b)
+	case int:
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			return fmt.Errorf("%q is not a number above 0", text)
+		}
+		v.SetInt(int64(n))
+	case Bytes:
+		n, err := humanize.ParseBytes(text)
+		if err != nil || n < 1 || n > 1<<60 {
+			return fmt.Errorf("%q is not a size such as 512MiB or 10GiB", text)
+		}
+		v.SetInt(int64(n))
+	case time.Duration:
+		d, err := time.ParseDuration(text)
+		if err != nil || d < 0 || d == 0 && !f.zero {
+			return fmt.Errorf("%q is not a duration such as 30s or 1h", text)
+		}
+		v.SetInt(int64(d))
+	}
+	return nil
+}
+
+func mask(f field, text string) string {
+	if f.secret && text != "" {
+		return "********"
+	}
+	parts := strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == '|' })
+	for _, p := range parts {
+		if u, err := url.Parse(strings.TrimSpace(p)); err == nil && u.User != nil {
+			text = strings.ReplaceAll(text, p, u.Redacted())
+		}
+	}
+	return text
+}
+
+func defaultDataDir(env map[string]string) string {
+	home, _ := os.UserHomeDir()
+	switch runtime.GOOS {
+	case "windows":
+		if d := os.Getenv("LocalAppData"); d != "" {
+			return filepath.Join(d, "athensctl")
+		}
+	case "darwin":
+		return filepath.Join(home, "Library", "Application Support", "athensctl")
+	}
+	if d := os.Getenv("XDG_DATA_HOME"); d != "" {
+		return filepath.Join(d, "athensctl")
+	}
+	return filepath.Join(home, ".local", "share", "athensctl")
+}
+
+// Settings returns each value in force, secrets masked, and where it came from.
+func (c *Config) Settings() []Setting { return c.settings }
+
+// Roles of the settings, in a fixed order.
+var Roles = []string{"proxy", "storage", "crawler"}
+
+// Has reports whether this process has a role.
+func (c *Config) Has(role string) bool {
+	for r := range strings.SplitSeq(c.Role, ",") {
+		if r = strings.TrimSpace(r); r == role || r == "all" {
+			return true
+		}
+	}
+	return false
+}
+
+// Address is where a role listens; "" when it does not.
+func (c *Config) Address(role string) string {
+	n := 0
+	for _, r := range Roles {
+		if c.Has(r) {
+			n++
+		}
+	}
+	switch {
+	case !c.Has(role):
+		return ""
+	case n == 1 || role == "proxy":
+		return c.Listen
+	case role == "storage":
+		return c.StorageListen
+	default:
+		return c.CrawlerListen
+	}
+}
+
+// IsPrivate reports whether a module path matches the setting private.
+func (c *Config) IsPrivate(modulePath string) bool {
+	return module.MatchPrefixPatterns(c.Private, modulePath)
+}
+
+func (c *Config) validate() (errs []error) {
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %w", key, fmt.Errorf(format, args...)))
+	}
+	oneOf := func(key, value string, accepted ...string) {
+		if !slices.Contains(accepted, value) {
+			bad(key, "%q is not one of %s", value, strings.Join(accepted, ", "))
+		}
+	}
+	for r := range strings.SplitSeq(c.Role, ",") {
+		oneOf("role", strings.TrimSpace(r), "all", "proxy", "storage", "crawler")
+	}
+	for key, addr := range map[string]string{"listen": c.Listen, "storage-listen": c.StorageListen, "crawler-listen": c.CrawlerListen} {
+		if _, port, err := net.SplitHostPort(addr); addr != "" && (err != nil || port == "") || addr == "" && key == "listen" {
+			bad(key, "%q is not an address such as 127.0.0.1:3000", addr)
+		}
+	}
+	for _, role := range []string{"storage", "crawler"} {
+		if a := c.Address(role); a != "" && !loopback(a) && c.InternalToken == "" {
+			bad("internal-token", "the %s role listens on %s, beyond loopback: a token is needed", role, a)
+		}
+	}
+	if n := len(c.InternalToken); n > 0 && n < 16 {
+		bad("internal-token", "it has %d characters; at least 16 are needed", n)
+	}
+	oneOf("store", c.Store, "disk", "memory")
+	oneOf("network-mode", c.NetworkMode, "strict", "fallback", "offline")
+	oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error")
+	oneOf("log-format", c.LogFormat, "text", "json")
+	if c.FetchTimeoutStatus != 504 && c.FetchTimeoutStatus != 404 {
+		bad("fetch-timeout-status", "%d is not one of 504, 404", c.FetchTimeoutStatus)
+	}
+	if c.ListMaxStale < c.Freshness {
+		bad("list-max-stale", "%v is below freshness, %v", c.ListMaxStale, c.Freshness)
+	}
+	if c.ZipWorkers > c.Workers {
+		bad("zip-workers", "%d is above workers, %d", c.ZipWorkers, c.Workers)
+	}
+	for key, list := range map[string]string{"storage-url": c.StorageURL, "crawler-url": c.CrawlerURL} {
+		if _, err := ParseURLs(list); err != nil {
+			bad(key, "%w", err)
+		}
+	}
+	if !c.Has("storage") && c.StorageURL == "" {
+		bad("storage-url", "role %s needs it: this process has no storage", c.Role)
+	}
+	if c.Has("proxy") && !c.Has("crawler") && c.CrawlerURL == "" && c.NetworkMode != "offline" {
+		bad("crawler-url", "role %s needs it: this process has no crawler, and network-mode is not offline", c.Role)
+	}
+	if _, err := ParseUpstream(c.Upstream); err != nil {
+		bad("upstream", "%w", err)
+	}
+	for p := range strings.SplitSeq(c.Private, ",") {
+		if _, err := path.Match(strings.TrimSpace(p), ""); err != nil {
+			bad("private", "%q is not a pattern: %w", p, err)
+		}
+	}
+	if f := strings.Fields(c.SumDB); len(f) == 0 || len(f) > 2 {
+		bad("sumdb", "%q is not a name or key and perhaps a URL, nor off", c.SumDB)
+	}
+	return errs
+}
+
+func loopback(addr string) bool {
+	host, _, _ := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// ParseURLs reads http and https URLs, separated by commas.
+func ParseURLs(list string) (urls []*url.URL, err error) {
+	for s := range strings.SplitSeq(list, ",") {
+		if s = strings.TrimSpace(s); s == "" {
+			continue
+		}
+		u, err := url.Parse(s)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" {
+			return nil, fmt.Errorf("%q is not an http or https URL", redact(s))
+		}
+		urls = append(urls, u)
+	}
+	return urls, nil
+}
+
+func redact(s string) string {
+	if _, host, ok := strings.Cut(s, "@"); ok {
+		return "…@" + host
+	}
+	return s
+}
+
+// Upstream is one entry of the upstream setting.
+type Upstream struct {
+	URL      *url.URL // nil with Direct and Off
+	Direct   bool
+	Off      bool
+	AnyError bool // the next entry is asked after any error ("|")
+}
+
+// ParseUpstream reads GOPROXY syntax. Source: https://go.dev/ref/mod#environment-variables.
+func ParseUpstream(s string) (list []Upstream, err error) {
+	for rest := s; rest != ""; {
+		entry, sep := rest, ""
+		if i := strings.IndexAny(rest, ",|"); i >= 0 {
+			entry, sep, rest = rest[:i], rest[i:i+1], rest[i+1:]
+		} else {
+			rest = ""
+		}
+		u := Upstream{AnyError: sep == "|"}
+		switch entry = strings.TrimSpace(entry); entry {
+		case "":
+			continue
+		case "off":
+			u.Off = true
+		case "direct":
+			u.Direct = true
+		default:
+			urls, err := ParseURLs(entry)
+			if err != nil || len(urls) != 1 {
+				return nil, fmt.Errorf("%q is not an http or https URL, direct or off", redact(entry))
+			}
+			u.URL = urls[0]
+		}
+		list = append(list, u)
+	}
+	if len(list) == 0 {
+		return nil, errors.New("it is empty: write off for no upstream")
+	}
+	return list, nil
+}
+
+// WriteReference writes the reference page, docs/configuration.md.
+func WriteReference(w io.Writer) {
+	fmt.Fprint(w, `# Configuration
+
+Every setting can be a flag, an environment variable or a key of a configuration
+file (YAML, TOML or JSON: `+"`--config FILE`"+`). A flag wins over the environment, the
+environment over the file. An unknown key or an impossible value is an error that
+names it. `+"`athensctl config`"+` prints what is in force and where it came from.
+This page is made from the code: `+"`go generate ./config`"+`.
+
+| key and flag | environment | default | meaning |
+|---|---|---|---|
+`)
+	for _, f := range fields {
+		def := "`" + f.def + "`"
+		if f.def == "" {
+			def = "none"
+		}
+		fmt.Fprintf(w, "| `%s` | `%s` | %s | %s |\n", f.key, f.env(), strings.ReplaceAll(def, "|", `\|`), strings.ReplaceAll(f.help, "|", `\|`))
+	}
+}

@@ -1,0 +1,205 @@
+package crawler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/mod/sumdb"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+)
+
+// knownSumDBs are the verifier keys that the go command has built in.
+// Source: cmd/go/internal/modfetch/key.go.
+var knownSumDBs = map[string]string{
+	"sum.golang.org": "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8",
+}
+
+var errNotExist = fs.ErrNotExist
+
+// maxSumDBBytes bounds an answer of a checksum database.
+const maxSumDBBytes = 1 << 20
+
+// SumDB is a checksum database: it hands on its answers, and verifies hashes by
+// them. The tree head that was last seen is in the ledger, so that the whole
+// fleet sees one history.
+type SumDB struct {
+	Name    string
+	key     string
+	client  *goproxy.Client
+	ledger  storage.Ledger
+	private func(path string) bool
+
+	verify  *sumdb.Client
+	flights singleflight.Group
+	// away is the last failure to reach the database, for an error that says so.
+	away     atomic.Pointer[goproxy.Error]
+	mu       sync.Mutex
+	cache    map[string][]byte
+	security atomic.Int64
+}
+
+var _ Verifier = (*SumDB)(nil)
+
+// NewSumDB reads a setting in GOSUMDB syntax: "name", "name+hash+key", either
+// with a URL behind it. "off" is nil. private says which module paths are never
+// looked up. Source: https://go.dev/ref/mod#environment-variables.
+func NewSumDB(setting string, client *http.Client, ledger storage.Ledger, private func(path string) bool) (*SumDB, error) {
+	f := strings.Fields(setting)
+	if len(f) == 0 || f[0] == "off" {
+		return nil, nil
+	}
+	key := f[0]
+	if known, ok := knownSumDBs[key]; ok {
+		key = known
+	}
+	verifier, err := note.NewVerifier(key)
+	if err != nil {
+		return nil, fmt.Errorf("sumdb: %q is neither a known database nor a verifier key: %w", f[0], err)
+	}
+	base := "https://" + verifier.Name()
+	if len(f) > 1 {
+		base = f[1]
+	}
+	u, err := url.Parse(base)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" {
+		return nil, fmt.Errorf("sumdb: %q is not an http or https URL", base)
+	}
+	s := &SumDB{
+		Name: verifier.Name(), key: key, ledger: ledger, private: private, cache: map[string][]byte{},
+		client: &goproxy.Client{Base: u, HTTP: client},
+	}
+	s.verify = sumdb.NewClient(clientOps{s})
+	return s, nil
+}
+
+// Get returns the answer for a path of the database's protocol (/latest,
+// /lookup/…, /tile/…). Requests for one path share one question.
+func (s *SumDB) Get(ctx context.Context, path string) ([]byte, error) {
+	v, err, _ := s.flights.Do(path, func() (any, error) {
+		resp, err := s.client.Get(context.WithoutCancel(ctx), path)
+		if err != nil {
+			var e *goproxy.Error
+			if errors.As(err, &e) && e.Status < 500 && e.Status != http.StatusTooManyRequests {
+				return nil, err
+			}
+			e = goproxy.Busy(5e9, "checksum database %s: %s cannot be had: %w", s.Name, path, err)
+			s.away.Store(e)
+			return nil, e
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(io.LimitReader(resp.Body, maxSumDBBytes))
+		if err != nil {
+			return nil, goproxy.Busy(5e9, "checksum database %s: %s: %w", s.Name, path, err)
+		}
+		return b, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return v.([]byte), nil
+}
+
+// Verify implements Verifier. A hash that differs is 502 and names both; a
+// version that the database does not know is 403 and names the setting private;
+// a database out of reach is 503.
+func (s *SumDB) Verify(ctx context.Context, path, version, h1 string) error {
+	if s.private(path) {
+		return nil
+	}
+	what := path + "@" + version
+	lines, err := s.verify.Lookup(path, version)
+	switch {
+	case errors.Is(err, sumdb.ErrSecurity):
+		s.security.Add(1)
+		return goproxy.Errorf(http.StatusBadGateway, "%s: checksum database %s cannot be trusted: %w", what, s.Name, err)
+	case err != nil:
+		var e *goproxy.Error
+		if errors.As(err, &e) && e.Is(errNotExist) {
+			return goproxy.Errorf(http.StatusForbidden, "%s: checksum database %s knows no such version; if the module is private, name it in the setting private: %w", what, s.Name, err)
+		}
+		return goproxy.Busy(5e9, "%s: not verified: %w", what, err)
+	}
+	want := what + " " + h1
+	if slices.Contains(lines, want) {
+		return nil
+	}
+	s.security.Add(1)
+	return goproxy.Errorf(http.StatusBadGateway, "%s: checksum mismatch: upstream has %s, checksum database %s says %q", what, h1, s.Name, lines)
+}
+
+// clientOps is what sumdb.Client needs of the world.
+type clientOps struct{ s *SumDB }
+
+func (o clientOps) ReadRemote(path string) ([]byte, error) {
+	return o.s.Get(context.Background(), path)
+}
+
+func (o clientOps) ReadConfig(file string) ([]byte, error) {
+	if file == "key" {
+		return []byte(o.s.key), nil
+	}
+	b, err := o.s.ledger.Load(context.Background(), "sumdb/"+file)
+	if b == nil {
+		b = []byte{}
+	}
+	return b, err
+}
+
+func (o clientOps) WriteConfig(file string, old, new []byte) error {
+	if len(old) == 0 {
+		old = nil
+	}
+	err := o.s.ledger.CompareAndSwap(context.Background(), "sumdb/"+file, old, new)
+	if errors.Is(err, storage.ErrSwapped) {
+		return sumdb.ErrWriteConflict
+	}
+	return err
+}
+
+// maxCached bounds the tiles that are remembered; 8 KB each.
+const maxCached = 1000
+
+func (o clientOps) ReadCache(file string) ([]byte, error) {
+	o.s.mu.Lock()
+	defer o.s.mu.Unlock()
+	if b, ok := o.s.cache[file]; ok {
+		return b, nil
+	}
+	return nil, errNotExist
+}
+
+func (o clientOps) WriteCache(file string, data []byte) {
+	o.s.mu.Lock()
+	defer o.s.mu.Unlock()
+	if len(o.s.cache) >= maxCached {
+		clear(o.s.cache)
+	}
+	o.s.cache[file] = data
+}
+
+func (o clientOps) Log(string)           {}
+func (o clientOps) SecurityError(string) {}
+
+// SumDBName is the name of the database that a setting in GOSUMDB syntax means;
+// "" with off.
+func SumDBName(setting string) string {
+	f := strings.Fields(setting)
+	if len(f) == 0 || f[0] == "off" {
+		return ""
+	}
+	name, _, _ := strings.Cut(f[0], "+")
+	return name
+}

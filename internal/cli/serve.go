@@ -1,0 +1,295 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/config"
+	"github.com/athensctl/athensctl/crawler"
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/fleet"
+	"github.com/athensctl/athensctl/internal/serve"
+	"github.com/athensctl/athensctl/proxy"
+	"github.com/athensctl/athensctl/storage"
+	"github.com/athensctl/athensctl/storage/disk"
+	"github.com/athensctl/athensctl/storage/memory"
+)
+
+// deletionsEvery is how often a proxy looks for deletions.
+const deletionsEvery = 20 * time.Second
+
+// process is the wiring of the roles of one process.
+type process struct {
+	cfg      *config.Config
+	log      *slog.Logger
+	registry *prometheus.Registry
+	servers  *serve.Servers
+	work     []func(context.Context) // runs beside the servers, until they have drained
+	closers  []func() error
+
+	store   storage.Store
+	ledger  storage.Ledger
+	crawler goproxy.Source
+	sumdb   *proxy.SumDB
+}
+
+func newProcess(cfg *config.Config, log *slog.Logger) *process {
+	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.servers = serve.New(serve.Options{
+		Version: Version(), Token: cfg.InternalToken, MaxRequests: cfg.MaxConnections, MaxHeaderBytes: int(cfg.MaxHeaderBytes),
+		ReadHeaderTimeout: cfg.ReadHeaderTimeout, BodyTimeout: cfg.BodyTimeout, IdleTimeout: cfg.IdleTimeout,
+		DrainDelay: cfg.DrainDelay, DrainTimeout: cfg.DrainTimeout, Registry: p.registry, Log: log,
+	})
+	return p
+}
+
+func runServe(ctx context.Context, cfg *config.Config, stderr io.Writer) (err error) {
+	out := newLogWriter(stderr)
+	defer out.Close()
+	log := newLogger(cfg, out)
+	p := newProcess(cfg, log)
+	defer func() {
+		for i := len(p.closers) - 1; i >= 0; i-- {
+			err = errors.Join(err, p.closers[i]())
+		}
+	}()
+	// Each needs what stands before it.
+	for _, role := range []func() error{p.addStorage, p.addCrawler, p.addProxy} {
+		if err := role(); err != nil {
+			return err
+		}
+	}
+	// The work goes on while requests in flight end: they may wait for it.
+	workCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	for _, w := range p.work {
+		wg.Go(func() { w(workCtx) })
+	}
+	err = p.servers.Run(ctx)
+	stop()
+	wg.Wait()
+	return err
+}
+
+func (p *process) tempDir() (string, error) {
+	dir := filepath.Join(p.cfg.DataDir, "spool")
+	return dir, os.MkdirAll(dir, 0o755)
+}
+
+func (p *process) addStorage() error {
+	cfg := p.cfg
+	if !cfg.Has("storage") {
+		urls, err := config.ParseURLs(cfg.StorageURL)
+		if err != nil {
+			return err
+		}
+		t := fleet.New(urls, cfg.InternalToken)
+		c := &storage.Client{Client: goproxy.Client{Base: t.Base(), HTTP: &http.Client{Transport: t}, IdleTimeout: cfg.UpstreamTimeout}}
+		p.store, p.ledger = c, c
+		return nil
+	}
+	switch cfg.Store {
+	case "memory":
+		s := memory.New(cfg.QueueMax, nil)
+		p.store, p.ledger = s, s
+	default:
+		s, err := disk.Open(cfg.DataDir, disk.Options{QueueMax: cfg.QueueMax, Log: p.log})
+		if err != nil {
+			return err
+		}
+		p.store, p.ledger = s, s
+		p.closers = append(p.closers, s.Close)
+	}
+	p.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "athensctl_queue_jobs", Help: "Jobs in the queue of fetches.",
+	}, func() float64 {
+		q, _ := p.ledger.Queue(context.Background())
+		return float64(q.Jobs)
+	}))
+	if cfg.Address("storage") == "" {
+		return nil
+	}
+	tmp, err := p.tempDir()
+	if err != nil {
+		return err
+	}
+	srv := &storage.Server{Store: p.store, Ledger: p.ledger, TempDir: tmp, MaxBodyBytes: int64(cfg.MaxBodyBytes)}
+	return p.servers.Listen(serve.Role{
+		Name: "storage", Address: cfg.Address("storage"), Internal: true, Ready: p.storageReady,
+		Routes: func(e *echo.Echo) { e.Any("/*", srv.Handler()) },
+	})
+}
+
+func (p *process) storageReady(ctx context.Context) error {
+	_, err := p.ledger.Load(ctx, "ready")
+	return err
+}
+
+func (p *process) addCrawler() error {
+	cfg := p.cfg
+	if !cfg.Has("crawler") {
+		if !cfg.Has("proxy") || cfg.NetworkMode == proxy.Offline || cfg.CrawlerURL == "" {
+			return nil
+		}
+		urls, err := config.ParseURLs(cfg.CrawlerURL)
+		if err != nil {
+			return err
+		}
+		t := fleet.New(urls, cfg.InternalToken)
+		c := &goproxy.Client{Base: t.Base(), HTTP: &http.Client{Transport: t}, IdleTimeout: cfg.UpstreamTimeout}
+		p.crawler = c
+		p.setSumDB(func(ctx context.Context, path string) ([]byte, error) {
+			resp, err := c.Get(ctx, "/sumdb"+path)
+			if err != nil {
+				return nil, err
+			}
+			defer resp.Body.Close()
+			return io.ReadAll(io.LimitReader(resp.Body, goproxy.MaxInfoBytes))
+		})
+		return nil
+	}
+	if cfg.NetworkMode == proxy.Offline {
+		return nil
+	}
+	upstream := &http.Client{Transport: &http.Transport{
+		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: cfg.Workers,
+		ResponseHeaderTimeout: cfg.UpstreamTimeout, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
+		DisableCompression: true,
+	}}
+	sumdb, err := crawler.NewSumDB(cfg.SumDB, upstream, p.ledger, cfg.IsPrivate)
+	if err != nil {
+		return err
+	}
+	tmp, err := p.tempDir()
+	if err != nil {
+		return err
+	}
+	o := crawler.Options{
+		Origins: origins(cfg, upstream), TempDir: tmp, Freshness: cfg.Freshness,
+		Workers: cfg.Workers, ZipWorkers: cfg.ZipWorkers, InflightBytes: int64(cfg.InflightMaxBytes),
+		Lease: cfg.JobLease, Attempts: cfg.JobAttempts, Metrics: p.registry, Log: p.log,
+	}
+	host, _ := os.Hostname()
+	o.Name = fmt.Sprintf("%s-%d-%s", host, os.Getpid(), fleet.NewID(3))
+	if sumdb != nil {
+		o.Verifier = sumdb
+		p.setSumDB(sumdb.Get)
+	}
+	c := crawler.New(p.store, p.ledger, o)
+	p.crawler = c
+	p.work = append(p.work, c.Run)
+	if cfg.Address("crawler") == "" {
+		return nil
+	}
+	return p.servers.Listen(serve.Role{
+		Name: "crawler", Address: cfg.Address("crawler"), Internal: true, Ready: p.storageReady,
+		Routes: func(e *echo.Echo) {
+			e.GET("/sumdb/*", func(ctx echo.Context) error {
+				if sumdb == nil {
+					return goproxy.NotFound("no checksum database is set here")
+				}
+				b, err := sumdb.Get(ctx.Request().Context(), strings.TrimPrefix(ctx.Request().URL.Path, "/sumdb"))
+				if err != nil {
+					return err
+				}
+				return ctx.Blob(http.StatusOK, "application/octet-stream", b)
+			})
+			e.Any("/*", goproxy.Handler(c))
+		},
+	})
+}
+
+func (p *process) setSumDB(get func(context.Context, string) ([]byte, error)) {
+	name := crawler.SumDBName(p.cfg.SumDB)
+	if name != "" {
+		p.sumdb = &proxy.SumDB{Name: name, Private: p.cfg.IsPrivate, Get: get}
+	}
+}
+
+func origins(cfg *config.Config, client *http.Client) (list []crawler.Origin) {
+	upstreams, _ := config.ParseUpstream(cfg.Upstream) // Load has checked it
+	for _, u := range upstreams {
+		switch {
+		case u.Off:
+			list = append(list, crawler.Origin{Name: "off", Source: nothing{goproxy.NotFound("upstream is off")}})
+		case u.Direct:
+			list = append(list, crawler.Origin{Name: "direct", AnyError: u.AnyError, Source: nothing{goproxy.Errorf(http.StatusNotImplemented,
+				"not implemented: no upstream proxy has it, and fetching from its host (direct) is not supported yet")}})
+		default:
+			list = append(list, crawler.Origin{Name: u.URL.Redacted(), AnyError: u.AnyError,
+				Source: &goproxy.Client{Base: u.URL, HTTP: client, IdleTimeout: cfg.UpstreamTimeout}})
+		}
+	}
+	return list
+}
+
+// nothing is a Source that answers everything with one error.
+type nothing struct{ err error }
+
+func (n nothing) List(context.Context, string) (*goproxy.VersionList, error) { return nil, n.err }
+func (n nothing) Resolve(context.Context, string, string) (*goproxy.Info, error) {
+	return nil, n.err
+}
+func (n nothing) Mod(context.Context, module.Version) (*goproxy.Blob, error) { return nil, n.err }
+func (n nothing) Zip(context.Context, module.Version) (*goproxy.Blob, error) { return nil, n.err }
+
+func (p *process) addProxy() error {
+	cfg := p.cfg
+	if !cfg.Has("proxy") {
+		return nil
+	}
+	px, err := proxy.New(p.store, p.ledger, p.crawler, proxy.Options{
+		Mode: cfg.NetworkMode, Freshness: cfg.Freshness, ListMaxStale: cfg.ListMaxStale, ListWait: cfg.ListWait,
+		FetchTimeout: cfg.FetchTimeout, FetchTimeoutStatus: cfg.FetchTimeoutStatus, MaxWaiting: cfg.MaxWaiting,
+		CacheDir: cfg.CacheDir, CacheBytes: int64(cfg.CacheMaxBytes), MemoryBytes: int64(cfg.CacheMemoryBytes),
+		Metrics: p.registry, Log: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.work = append(p.work, func(ctx context.Context) { px.Run(ctx, deletionsEvery) })
+	if p.sumdb == nil && cfg.NetworkMode == proxy.Offline {
+		p.setSumDB(nil)
+	}
+	sumdb := px.ServeSumDB(p.sumdb)
+	return p.servers.Listen(serve.Role{
+		Name: "proxy", Address: cfg.Listen, Ready: p.storageReady,
+		Routes: func(e *echo.Echo) {
+			for _, method := range []string{http.MethodGet, http.MethodHead} {
+				e.Add(method, "/", proxy.ServePage(Version()))
+				e.Add(method, "/sumdb/*", sumdb)
+				if cfg.PublicFeeds {
+					e.Add(method, "/catalog", func(c echo.Context) error { return storage.ServeCatalog(c, p.store) })
+					e.Add(method, "/index", func(c echo.Context) error { return storage.ServeIndex(c, p.store) })
+				}
+			}
+			e.Any("/*", goproxy.Handler(px))
+		},
+	})
+}
+
+
+func newLogger(cfg *config.Config, w io.Writer) *slog.Logger {
+	var level slog.Level
+	level.UnmarshalText([]byte(cfg.LogLevel)) // Load has checked it
+	o := &slog.HandlerOptions{Level: level}
+	if cfg.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}

@@ -1,0 +1,251 @@
+// Package serve runs the HTTP servers of a process: what every role's server
+// has around its routes (health, metrics, authentication, limits, one log line a
+// request), and the orderly end.
+package serve
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/fleet"
+)
+
+// Options of the servers of a process.
+type Options struct {
+	Version           string
+	Token             string // what internal roles ask for; "": nothing
+	MaxRequests       int    // in flight
+	MaxHeaderBytes    int
+	ReadHeaderTimeout time.Duration
+	BodyTimeout       time.Duration
+	IdleTimeout       time.Duration
+	DrainDelay        time.Duration
+	DrainTimeout      time.Duration
+	Registry          *prometheus.Registry
+	Log               *slog.Logger
+}
+
+// Servers are the servers of a process.
+type Servers struct {
+	o        Options
+	requests *prometheus.HistogramVec
+	inflight prometheus.Gauge
+	refused  prometheus.Counter
+	draining atomic.Bool
+	list     []server
+}
+
+type server struct {
+	role string
+	ln   net.Listener
+	http *http.Server
+}
+
+// New returns no servers yet.
+func New(o Options) *Servers {
+	s := &Servers{
+		o: o,
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "athensctl_request_seconds", Help: "Time to answer a request, by role, method and status.",
+			Buckets: []float64{.0005, .001, .005, .025, .1, .5, 2.5, 10, 60},
+		}, []string{"role", "method", "status"}),
+		inflight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "athensctl_requests_in_flight", Help: "Requests being answered."}),
+		refused:  prometheus.NewCounter(prometheus.CounterOpts{Name: "athensctl_requests_refused_total", Help: "Requests refused because too many were in flight."}),
+	}
+	o.Registry.MustRegister(s.requests, s.inflight, s.refused)
+	return s
+}
+
+// Role is one role's server.
+type Role struct {
+	Name     string
+	Address  string
+	Internal bool // asks for the token
+	// Ready says why the role cannot work; nil: it can.
+	Ready func(context.Context) error
+	// Routes adds the role's routes.
+	Routes func(*echo.Echo)
+}
+
+// Listen opens the address of a role; it is served by Run.
+func (s *Servers) Listen(r Role) error {
+	e := echo.New()
+	e.HideBanner, e.HidePort = true, true
+	e.HTTPErrorHandler = goproxy.ErrorHandler
+	e.Use(s.around(r))
+	health := func(c echo.Context) error { return plain(c, "ok\n") }
+	routes := map[string]echo.HandlerFunc{
+		"/healthz": health,
+		"/readyz": func(c echo.Context) error {
+			if s.draining.Load() {
+				return goproxy.Busy(time.Second, "not ready: the process is ending")
+			}
+			ctx, cancel := context.WithTimeout(c.Request().Context(), 5*time.Second)
+			defer cancel()
+			if err := r.Ready(ctx); err != nil {
+				return goproxy.Busy(time.Second, "not ready: %w", err)
+			}
+			return plain(c, "ok\n")
+		},
+		"/version": func(c echo.Context) error { return plain(c, s.o.Version+"\n") },
+		"/metrics": func(c echo.Context) error {
+			c.Response().Header().Set("Cache-Control", goproxy.CacheNever)
+			promhttp.HandlerFor(s.o.Registry, promhttp.HandlerOpts{}).ServeHTTP(c.Response(), c.Request())
+			return nil
+		},
+		"/robots.txt": func(c echo.Context) error { return plain(c, "User-agent: *\nDisallow: /\n") },
+	}
+	for path, h := range routes {
+		e.GET(path, h)
+		e.HEAD(path, h)
+	}
+	r.Routes(e)
+	ln, err := net.Listen("tcp", r.Address)
+	if err != nil {
+		return fmt.Errorf("%s role: %w", r.Name, err)
+	}
+	s.list = append(s.list, server{r.Name, ln, &http.Server{
+		Handler:           e,
+		ReadHeaderTimeout: s.o.ReadHeaderTimeout,
+		IdleTimeout:       s.o.IdleTimeout,
+		MaxHeaderBytes:    s.o.MaxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
+	}})
+	return nil
+}
+
+func plain(c echo.Context, text string) error {
+	c.Response().Header().Set("Cache-Control", goproxy.CacheNever)
+	return c.String(http.StatusOK, text)
+}
+
+// Run serves until ctx ends, and then drains: not ready, DrainDelay, no new
+// connections, requests in flight end within DrainTimeout.
+func (s *Servers) Run(ctx context.Context) error {
+	failed := make(chan error, len(s.list))
+	for _, srv := range s.list {
+		s.o.Log.Info("listening", "role", srv.role, "url", "http://"+srv.ln.Addr().String())
+		go func() { failed <- srv.http.Serve(srv.ln) }()
+	}
+	var err error
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+	}
+	s.draining.Store(true)
+	if err == nil {
+		s.o.Log.Info("draining", "delay", s.o.DrainDelay, "timeout", s.o.DrainTimeout)
+		time.Sleep(s.o.DrainDelay)
+	}
+	end, cancel := context.WithTimeout(context.Background(), s.o.DrainTimeout)
+	defer cancel()
+	for _, srv := range s.list {
+		if e := srv.http.Shutdown(end); e != nil {
+			srv.http.Close()
+			err = errors.Join(err, fmt.Errorf("%s role: requests were cut: %w", srv.role, e))
+		}
+	}
+	return err
+}
+
+// unlogged paths are asked all the time by machines.
+func unlogged(path string) bool { return path == "/healthz" || path == "/readyz" || path == "/metrics" }
+
+// around is what stands around every route.
+func (s *Servers) around(r Role) echo.MiddlewareFunc {
+	var inflight atomic.Int64
+	type label struct {
+		method string
+		status int
+	}
+	observers := newObservers[label]()
+	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) (err error) {
+			start := time.Now()
+			req, res := c.Request(), c.Response()
+			call := fleet.Call{RequestID: req.Header.Get(fleet.HeaderRequestID), Trace: req.Header.Get(fleet.HeaderTrace)}
+			if call.RequestID == "" || len(call.RequestID) > 64 || strings.ContainsFunc(call.RequestID, func(r rune) bool { return r < '!' || r > '~' }) {
+				call.RequestID = fleet.NewID(8)
+			}
+			res.Header()["X-Request-Id"] = []string{call.RequestID}
+			ctx := fleet.WithCall(req.Context(), call)
+			if r.Internal {
+				if ms, err := strconv.ParseInt(req.Header.Get(fleet.HeaderTimeout), 10, 64); err == nil && ms > 0 && ms < 1<<40 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, time.Duration(ms)*time.Millisecond)
+					defer cancel()
+				}
+			}
+			c.SetRequest(req.WithContext(ctx))
+			s.pace(c)
+			health := unlogged(req.URL.Path)
+			switch n := inflight.Add(1); {
+			case n > int64(s.o.MaxRequests) && !health:
+				s.refused.Inc()
+				err = goproxy.Busy(time.Second, "busy: %d requests are in flight already", s.o.MaxRequests)
+			case r.Internal && s.o.Token != "" && req.URL.Path != "/healthz" && req.URL.Path != "/readyz" && !s.authorized(req):
+				res.Header().Set("WWW-Authenticate", `Basic realm="athensctl"`)
+				err = goproxy.Errorf(http.StatusUnauthorized, "unauthorized: the internal token is missing or wrong")
+			default:
+				err = next(c)
+			}
+			inflight.Add(-1)
+			if err != nil {
+				goproxy.ErrorHandler(err, c)
+			}
+			if health {
+				return nil
+			}
+			took := time.Since(start)
+			observers.get(label{req.Method, res.Status}, func() prometheus.Observer {
+				method := req.Method
+				if method != "GET" && method != "HEAD" && method != "POST" && method != "DELETE" {
+					method = "other"
+				}
+				return s.requests.WithLabelValues(r.Name, method, strconv.Itoa(res.Status))
+			}).Observe(took.Seconds())
+			s.log(ctx, r.Name, call, req, res, took, err)
+			return nil
+		}
+	}
+}
+
+func (s *Servers) log(ctx context.Context, role string, call fleet.Call, req *http.Request, res *echo.Response, took time.Duration, err error) {
+	level := slog.LevelInfo
+	if res.Status >= 500 {
+		level = slog.LevelWarn
+	}
+	if !s.o.Log.Enabled(ctx, level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 8)
+	attrs = append(attrs,
+		slog.String("role", role), slog.String("method", req.Method), slog.String("path", req.URL.Path), slog.Int("status", res.Status),
+		slog.Int64("bytes", res.Size), slog.Duration("took", took), slog.String("id", call.RequestID))
+	if err != nil {
+		attrs = append(attrs, slog.String("err", err.Error()))
+	}
+	s.o.Log.LogAttrs(ctx, level, "request", attrs...)
+}
+
+func (s *Servers) authorized(req *http.Request) bool {
+	token, ok := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		_, token, ok = req.BasicAuth()
+	}
+	return ok && subtle.ConstantTimeCompare([]byte(token), []byte(s.o.Token)) == 1
+}

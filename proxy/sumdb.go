@@ -1,0 +1,112 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+)
+
+// SumDB hands on a checksum database. Answers that never change (tiles, what
+// was found by a lookup) are kept in the proxy's disk cache.
+// Source: https://go.dev/ref/mod#checksum-database.
+type SumDB struct {
+	Name    string
+	Private func(path string) bool
+	// Get asks the crawler for a path of the database: /latest, /lookup/…, /tile/….
+	Get func(ctx context.Context, path string) ([]byte, error)
+}
+
+// ServeSumDB answers /sumdb/{name}/….
+func (p *Proxy) ServeSumDB(s *SumDB) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if err := goproxy.CheckURL(c.Request()); err != nil {
+			return err
+		}
+		name, path, _ := strings.Cut(strings.TrimPrefix(c.Request().URL.Path, "/sumdb/"), "/")
+		path = "/" + path
+		if s == nil || name != s.Name {
+			return goproxy.NotFound("checksum database %.80q is not proxied here", name)
+		}
+		h := c.Response().Header()
+		cache := goproxy.CacheBriefly
+		switch {
+		case path == "/supported":
+			h.Set("Cache-Control", cache)
+			return c.NoContent(http.StatusOK)
+		case path == "/latest":
+		case strings.HasPrefix(path, "/lookup/"):
+			modPath, version, err := lookup(path)
+			if err != nil {
+				return err
+			}
+			if s.Private(modPath) {
+				return goproxy.Errorf(http.StatusForbidden, "%s@%s is private here: it is not looked up in a checksum database", modPath, version)
+			}
+		case strings.HasPrefix(path, "/tile/") && !strings.Contains(path, ".."):
+			cache = goproxy.CacheImmutable
+		default:
+			return goproxy.NotFound("%.120q is not a path of a checksum database", path)
+		}
+		b, err := p.sumdb(c.Request().Context(), s, path)
+		if err != nil {
+			return err
+		}
+		h.Set("Cache-Control", cache)
+		contentType := "text/plain; charset=utf-8"
+		if cache == goproxy.CacheImmutable {
+			contentType = "application/octet-stream"
+		}
+		h.Set("Content-Type", contentType)
+		http.ServeContent(c.Response(), c.Request(), "", time.Time{}, bytes.NewReader(b))
+		return nil
+	}
+}
+
+func (p *Proxy) sumdb(ctx context.Context, s *SumDB, path string) ([]byte, error) {
+	key := "sumdb/" + s.Name + path
+	fixed := path != "/latest"
+	if fixed || p.o.Mode == Offline {
+		if b := p.disk.get(key); b != nil {
+			return b.ReadAll(goproxy.MaxInfoBytes)
+		}
+	}
+	if p.o.Mode == Offline || s.Get == nil {
+		return nil, goproxy.NotFound("%s: not kept, and nothing is fetched", key)
+	}
+	v, err, _ := p.flights.Do(key, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.o.FetchTimeout)
+		defer cancel()
+		b, err := s.Get(ctx, path)
+		if err == nil {
+			err = p.disk.put(key, bytes.NewReader(b), int64(len(b)), time.Time{})
+		}
+		return b, err
+	})
+	if err != nil {
+		if b := p.disk.get(key); b != nil && p.o.Mode == Fallback {
+			return b.ReadAll(goproxy.MaxInfoBytes)
+		}
+		return nil, err
+	}
+	return v.([]byte), nil
+}
+
+func lookup(path string) (modPath, version string, err error) {
+	escPath, escVersion, ok := strings.Cut(strings.TrimPrefix(path, "/lookup/"), "@")
+	if ok {
+		if modPath, err = module.UnescapePath(escPath); err == nil {
+			version, err = module.UnescapeVersion(escVersion)
+		}
+	}
+	if err != nil || !ok {
+		return "", "", goproxy.Errorf(http.StatusBadRequest, "bad request: %.120q is not a lookup of a module version", path)
+	}
+	return modPath, version, nil
+}
