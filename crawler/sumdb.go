@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/mod/sumdb"
 	"golang.org/x/mod/sumdb/note"
@@ -32,31 +33,39 @@ var errNotExist = fs.ErrNotExist
 // maxSumDBBytes bounds an answer of a checksum database.
 const maxSumDBBytes = 1 << 20
 
+// How long a question to a checksum database may take, and when to come again
+// after it did not answer.
+const (
+	sumDBTimeout = 20 * time.Second
+	retrySumDB   = 5 * time.Second
+)
+
 // SumDB is a checksum database: it hands on its answers, and verifies hashes by
 // them. The tree head that was last seen is in the ledger, so that the whole
 // fleet sees one history.
 type SumDB struct {
 	Name    string
 	key     string
-	client  *goproxy.Client
+	direct  *goproxy.Client                // the database itself
+	proxies []*goproxy.Client              // upstream proxies, which may hand it on
+	client  atomic.Pointer[goproxy.Client] // the one that answers; nil: not known yet
 	ledger  storage.Ledger
 	private func(path string) bool
 
 	verify  *sumdb.Client
 	flights singleflight.Group
-	// away is the last failure to reach the database, for an error that says so.
-	away     atomic.Pointer[goproxy.Error]
-	mu       sync.Mutex
-	cache    map[string][]byte
-	security atomic.Int64
+	mu      sync.Mutex
+	cache   map[string][]byte
 }
 
 var _ Verifier = (*SumDB)(nil)
 
 // NewSumDB reads a setting in GOSUMDB syntax: "name", "name+hash+key", either
 // with a URL behind it. "off" is nil. private says which module paths are never
-// looked up. Source: https://go.dev/ref/mod#environment-variables.
-func NewSumDB(setting string, client *http.Client, ledger storage.Ledger, private func(path string) bool) (*SumDB, error) {
+// looked up. Without a URL the database is asked through the first of the
+// upstream proxies that hands it on, and else itself, as the go command does.
+// Source: https://go.dev/ref/mod#checksum-database.
+func NewSumDB(setting string, client *http.Client, upstream []*url.URL, ledger storage.Ledger, private func(path string) bool) (*SumDB, error) {
 	f := strings.Fields(setting)
 	if len(f) == 0 || f[0] == "off" {
 		return nil, nil
@@ -79,7 +88,13 @@ func NewSumDB(setting string, client *http.Client, ledger storage.Ledger, privat
 	}
 	s := &SumDB{
 		Name: verifier.Name(), key: key, ledger: ledger, private: private, cache: map[string][]byte{},
-		client: &goproxy.Client{Base: u, HTTP: client},
+		direct: &goproxy.Client{Base: u, HTTP: client},
+	}
+	if len(f) > 1 {
+		s.client.Store(s.direct)
+	}
+	for _, u := range upstream {
+		s.proxies = append(s.proxies, &goproxy.Client{Base: u.JoinPath("sumdb", s.Name), HTTP: client})
 	}
 	s.verify = sumdb.NewClient(clientOps{s})
 	return s, nil
@@ -89,20 +104,24 @@ func NewSumDB(setting string, client *http.Client, ledger storage.Ledger, privat
 // /lookup/…, /tile/…). Requests for one path share one question.
 func (s *SumDB) Get(ctx context.Context, path string) ([]byte, error) {
 	v, err, _ := s.flights.Do(path, func() (any, error) {
-		resp, err := s.client.Get(context.WithoutCancel(ctx), path)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sumDBTimeout)
+		defer cancel()
+		client, err := s.choose(ctx)
+		var resp *http.Response
+		if err == nil {
+			resp, err = client.Get(ctx, path)
+		}
 		if err != nil {
 			var e *goproxy.Error
 			if errors.As(err, &e) && e.Status < 500 && e.Status != http.StatusTooManyRequests {
 				return nil, err
 			}
-			e = goproxy.Busy(5e9, "checksum database %s: %s cannot be had: %w", s.Name, path, err)
-			s.away.Store(e)
-			return nil, e
+			return nil, goproxy.Busy(retrySumDB, "checksum database %s: %s cannot be had: %w", s.Name, path, err)
 		}
 		defer resp.Body.Close()
 		b, err := io.ReadAll(io.LimitReader(resp.Body, maxSumDBBytes))
 		if err != nil {
-			return nil, goproxy.Busy(5e9, "checksum database %s: %s: %w", s.Name, path, err)
+			return nil, goproxy.Busy(retrySumDB, "checksum database %s: %s: %w", s.Name, path, err)
 		}
 		return b, nil
 	})
@@ -110,6 +129,26 @@ func (s *SumDB) Get(ctx context.Context, path string) ([]byte, error) {
 		return nil, err
 	}
 	return v.([]byte), nil
+}
+
+// choose finds who answers for the database.
+func (s *SumDB) choose(ctx context.Context) (*goproxy.Client, error) {
+	if c := s.client.Load(); c != nil {
+		return c, nil
+	}
+	for _, c := range s.proxies {
+		resp, err := c.Get(ctx, "/supported")
+		if err == nil {
+			resp.Body.Close()
+			s.client.Store(c)
+			return c, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err // not known: ask again next time
+		}
+	}
+	s.client.Store(s.direct)
+	return s.direct, nil
 }
 
 // Verify implements Verifier. A hash that differs is 502 and names both; a
@@ -123,20 +162,18 @@ func (s *SumDB) Verify(ctx context.Context, path, version, h1 string) error {
 	lines, err := s.verify.Lookup(path, version)
 	switch {
 	case errors.Is(err, sumdb.ErrSecurity):
-		s.security.Add(1)
 		return goproxy.Errorf(http.StatusBadGateway, "%s: checksum database %s cannot be trusted: %w", what, s.Name, err)
 	case err != nil:
 		var e *goproxy.Error
 		if errors.As(err, &e) && e.Is(errNotExist) {
 			return goproxy.Errorf(http.StatusForbidden, "%s: checksum database %s knows no such version; if the module is private, name it in the setting private: %w", what, s.Name, err)
 		}
-		return goproxy.Busy(5e9, "%s: not verified: %w", what, err)
+		return goproxy.Busy(retrySumDB, "%s: not verified: %w", what, err)
 	}
 	want := what + " " + h1
 	if slices.Contains(lines, want) {
 		return nil
 	}
-	s.security.Add(1)
 	return goproxy.Errorf(http.StatusBadGateway, "%s: checksum mismatch: upstream has %s, checksum database %s says %q", what, h1, s.Name, lines)
 }
 

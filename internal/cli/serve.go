@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -171,7 +172,7 @@ func (p *process) addCrawler() error {
 		ResponseHeaderTimeout: cfg.UpstreamTimeout, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
 		DisableCompression: true,
 	}}
-	sumdb, err := crawler.NewSumDB(cfg.SumDB, upstream, p.ledger, cfg.IsPrivate)
+	sumdb, err := crawler.NewSumDB(cfg.SumDB, upstream, proxies(cfg), p.ledger, cfg.IsPrivate)
 	if err != nil {
 		return err
 	}
@@ -219,6 +220,16 @@ func (p *process) setSumDB(get func(context.Context, string) ([]byte, error)) {
 	if name != "" {
 		p.sumdb = &proxy.SumDB{Name: name, Private: p.cfg.IsPrivate, Get: get}
 	}
+}
+
+func proxies(cfg *config.Config) (list []*url.URL) {
+	upstreams, _ := config.ParseUpstream(cfg.Upstream) // Load has checked it
+	for _, u := range upstreams {
+		if u.URL != nil {
+			list = append(list, u.URL)
+		}
+	}
+	return list
 }
 
 func origins(cfg *config.Config, client *http.Client) (list []crawler.Origin) {
@@ -282,7 +293,6 @@ func (p *process) addProxy() error {
 		},
 	})
 }
-
 
 func newLogger(cfg *config.Config, w io.Writer) *slog.Logger {
 	var level slog.Level
