@@ -170,7 +170,7 @@ func (s *SumDB) Verify(ctx context.Context, path, version, h1 string) error {
 		}
 		return goproxy.Busy(retrySumDB, "%s: not verified: %w", what, err)
 	}
-	want := what + " " + h1
+	want := path + " " + version + " " + h1
 	if slices.Contains(lines, want) {
 		return nil
 	}
