@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -91,18 +92,26 @@ func found2(err error) error {
 
 // ask asks the origins in their order, as the go command does with GOPROXY.
 // What is not there is upstream's 404 or 410; every other failure is 502 but
-// for 501 and 503, and for 429, which keeps what it says about coming again.
+// for the 501 of an origin that is not supported, and keeps what upstream said
+// about coming again. An unsupported origin behind one that said "not found"
+// changes nothing of that but the text: the go command asks for every prefix of
+// a path, and must be told that there is no such module.
 // Source: https://go.dev/ref/mod#goproxy-protocol.
 func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, error) {
 	var none T
 	err := error(goproxy.NotFound("%s: upstream is off", what))
-	for _, o := range c.o.Origins {
+	for i, o := range c.o.Origins {
 		var v T
+		before := err
 		if v, err = f(o.Source); err == nil {
 			return v, nil
 		}
+		if i > 0 && goproxy.Status(err) == http.StatusNotImplemented && errors.Is(before, fs.ErrNotExist) {
+			err = goproxy.NotFound("%w (%s: %w)", before, o.Name, err)
+		}
 		absent := errors.Is(err, fs.ErrNotExist)
 		switch s := goproxy.Status(err); {
+		case absent && strings.HasPrefix(err.Error(), "not found: "+what):
 		case absent:
 			err = goproxy.NotFound("%s at %s: %w", what, o.Name, err)
 		case s == http.StatusNotImplemented:

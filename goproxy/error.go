@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -27,7 +28,9 @@ func Errorf(status int, format string, args ...any) *Error {
 
 // NotFound says what was looked for and where.
 func NotFound(format string, args ...any) *Error {
-	return Errorf(http.StatusNotFound, "not found: "+format, args...)
+	e := Errorf(http.StatusNotFound, format, args...)
+	e.Message = "not found: " + strings.TrimPrefix(e.Message, "not found: ")
+	return e
 }
 
 // Busy says that a bound was hit: 503 with Retry-After.

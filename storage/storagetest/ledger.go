@@ -1,0 +1,205 @@
+package storagetest
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+)
+
+func jobKey(i int) storage.Key {
+	return storage.Key{Path: "example.com/m", Query: fmt.Sprintf("v1.%d.0", i), File: storage.FileZip}
+}
+
+func known(t *testing.T, b Backend) {
+	_, l := b.Open(t, t.TempDir(), time.Now)
+	keys := []storage.Key{
+		{Path: "example.com/M", File: storage.FileList}, {Path: "example.com/m", File: storage.FileList},
+		{Path: "example.com/m", Query: "latest", File: storage.FileInfo}, {Path: "example.com/m", Query: "main", File: storage.FileInfo},
+		{Path: "example.com/m", Query: "v1.0.0", File: storage.FileMod}, {Path: "example.com/m", Query: "v1.0.0", File: storage.FileZip},
+	}
+	for i, k := range keys {
+		_, err := l.Known(ctx, k)
+		wantErr(t, k.String(), err, fs.ErrNotExist)
+		must(t, l.SetKnown(ctx, k, &storage.Known{Checked: time.Unix(int64(i), 0).UTC(), RefusedStatus: 404, Refused: fmt.Sprint(i)}))
+	}
+	for i, k := range keys {
+		if a, err := l.Known(ctx, k); err != nil || a.Refused != fmt.Sprint(i) || !a.Checked.Equal(time.Unix(int64(i), 0)) {
+			t.Errorf("%s: %+v, %v", k, a, err)
+		}
+	}
+}
+
+// Jobs come by priority, then by when they became due; one key is one job.
+func queue(t *testing.T, b Backend) {
+	c := newClock()
+	_, l := b.Open(t, t.TempDir(), c.now)
+	if j, err := l.Claim(ctx, "w", time.Minute); j != nil || err != nil {
+		t.Fatalf("an empty queue has %v, %v", j, err)
+	}
+	for i, p := range []storage.Priority{storage.Ahead, storage.Demand, storage.Ahead, storage.Demand} {
+		c.advance(time.Second)
+		added, err := l.Enqueue(ctx, storage.Job{Key: jobKey(i), Priority: p})
+		if !added || err != nil {
+			t.Fatalf("job %d: %v, %v", i, added, err)
+		}
+	}
+	added, err := l.Enqueue(ctx, storage.Job{Key: jobKey(2), Priority: storage.Demand}) // now urgent
+	if added || err != nil {
+		t.Errorf("the same key again: %v, %v", added, err)
+	}
+	_, err = l.Enqueue(ctx, storage.Job{Key: jobKey(9), NotBefore: c.now().Add(time.Hour)})
+	must(t, err)
+	if q, err := l.Queue(ctx); err != nil || q.Jobs != 5 || q.Claimed != 0 || q.Oldest < 3*time.Second {
+		t.Errorf("queue: %+v, %v", q, err)
+	}
+	for _, want := range []int{1, 2, 3, 0} {
+		j, err := l.Claim(ctx, "w", time.Minute)
+		must(t, err)
+		if j == nil || j.Key != jobKey(want) || j.Attempts != 1 {
+			t.Fatalf("claimed %v, want job %d", j, want)
+		}
+		must(t, l.Done(ctx, j, nil))
+	}
+	if j, _ := l.Claim(ctx, "w", time.Minute); j != nil {
+		t.Errorf("claimed %v before its time", j)
+	}
+	c.advance(2 * time.Hour)
+	j, err := l.Claim(ctx, "w", time.Minute)
+	if j == nil || err != nil {
+		t.Fatalf("the late job: %v, %v", j, err)
+	}
+	must(t, l.Retry(ctx, j, time.Minute, goproxy.Errorf(502, "broken")))
+	if j, _ := l.Claim(ctx, "w", time.Minute); j != nil {
+		t.Errorf("claimed %v before its delay", j)
+	}
+	c.advance(61 * time.Second)
+	if j, err = l.Claim(ctx, "w", time.Minute); j == nil || j.LastErr != "broken" || j.Attempts != 2 {
+		t.Errorf("after Retry: %+v, %v", j, err)
+	}
+}
+
+// A lease that ended lets another have the job; the first holder is fenced off.
+func lease(t *testing.T, b Backend) {
+	c := newClock()
+	_, l := b.Open(t, t.TempDir(), c.now)
+	_, err := l.Enqueue(ctx, storage.Job{Key: jobKey(1)})
+	must(t, err)
+	first, err := l.Claim(ctx, "a", time.Minute)
+	must(t, err)
+	c.advance(50 * time.Second)
+	must(t, l.Extend(ctx, first, time.Minute))
+	c.advance(50 * time.Second)
+	if j, _ := l.Claim(ctx, "b", time.Minute); j != nil {
+		t.Fatal("claimed although the lease was extended")
+	}
+	c.advance(11 * time.Second)
+	second, err := l.Claim(ctx, "b", time.Minute)
+	if second == nil || err != nil || second.Fence <= first.Fence || second.Attempts != 2 {
+		t.Fatalf("after the lease: %+v, %v", second, err)
+	}
+	wantErr(t, "Done of the first", l.Done(ctx, first, nil), storage.ErrLeaseLost)
+	wantErr(t, "Retry of the first", l.Retry(ctx, first, 0, nil), storage.ErrLeaseLost)
+	wantErr(t, "Extend of the first", l.Extend(ctx, first, time.Minute), storage.ErrLeaseLost)
+	c.advance(2 * time.Minute) // late, but nobody has claimed it
+	must(t, l.Done(ctx, second, nil))
+	wantErr(t, "Done twice", l.Done(ctx, second, nil), storage.ErrLeaseLost)
+}
+
+func claimOnce(t *testing.T, b Backend) {
+	_, l := b.Open(t, t.TempDir(), time.Now)
+	const jobs = 60
+	for i := range jobs {
+		_, err := l.Enqueue(ctx, storage.Job{Key: jobKey(i)})
+		must(t, err)
+	}
+	var mu sync.Mutex
+	seen := map[storage.Key]int{}
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for {
+				j, err := l.Claim(ctx, fmt.Sprint(w), time.Minute)
+				if err != nil {
+					t.Error(err)
+				}
+				if j == nil || err != nil {
+					return
+				}
+				mu.Lock()
+				seen[j.Key]++
+				mu.Unlock()
+				if err := l.Done(ctx, j, nil); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := range jobs {
+		if seen[jobKey(i)] != 1 {
+			t.Errorf("job %d was claimed %d times", i, seen[jobKey(i)])
+		}
+	}
+}
+
+func wait(t *testing.T, b Backend) {
+	_, l := b.Open(t, t.TempDir(), time.Now)
+	must(t, l.Wait(ctx, jobKey(1))) // no such job
+	for name, end := range map[string]func(*storage.Job) error{
+		"done":   func(j *storage.Job) error { return l.Done(ctx, j, nil) },
+		"failed": func(j *storage.Job) error { return l.Done(ctx, j, goproxy.NotFound("no such thing")) },
+		"retry":  func(j *storage.Job) error { return l.Retry(ctx, j, time.Hour, goproxy.NotFound("no such thing")) },
+	} {
+		_, err := l.Enqueue(ctx, storage.Job{Key: jobKey(1)})
+		must(t, err)
+		j, err := l.Claim(ctx, "w", time.Minute)
+		must(t, err)
+		results := make(chan error, 5)
+		for range cap(results) {
+			go func() { results <- l.Wait(ctx, jobKey(1)) }()
+		}
+		time.Sleep(100 * time.Millisecond) // let them wait; those that come late miss the end
+		must(t, end(j))
+		for range cap(results) {
+			select {
+			case err := <-results:
+				if name == "done" && err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				if name != "done" && (goproxy.Status(err) != 404 || err.Error() != "not found: no such thing") {
+					t.Errorf("%s: %v", name, err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatalf("%s: a waiter was not woken", name)
+			}
+		}
+	}
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	if err := l.Wait(short, jobKey(1)); err == nil { // it waits for its retry
+		t.Error("Wait ended without a reason")
+	}
+}
+
+func swap(t *testing.T, b Backend) {
+	_, l := b.Open(t, t.TempDir(), time.Now)
+	if v, err := l.Load(ctx, "k"); v != nil || err != nil {
+		t.Errorf("Load of nothing: %v, %v", v, err)
+	}
+	wantErr(t, "a value that is not there", l.CompareAndSwap(ctx, "k", []byte("x"), []byte("y")), storage.ErrSwapped)
+	must(t, l.CompareAndSwap(ctx, "k", nil, []byte("1")))
+	wantErr(t, "nothing, but there is", l.CompareAndSwap(ctx, "k", nil, []byte("y")), storage.ErrSwapped)
+	if v, err := l.Load(ctx, "k"); string(v) != "1" || err != nil {
+		t.Errorf("Load: %q, %v", v, err)
+	}
+	must(t, l.CompareAndSwap(ctx, "k", []byte("1"), nil))
+	if v, err := l.Load(ctx, "k"); v != nil || err != nil {
+		t.Errorf("Load after removal: %v, %v", v, err)
+	}
+}

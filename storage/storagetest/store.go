@@ -1,0 +1,497 @@
+package storagetest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+)
+
+// Run runs the whole suite.
+func Run(t *testing.T, b Backend) {
+	for name, test := range map[string]func(*testing.T, Backend){
+		"Store/Files": files, "Store/Conflict": conflict, "Store/Names": names, "Store/Concurrent": concurrent,
+		"Store/FailedPut": failedPut, "Store/ReaderDuringPut": readerDuringPut, "Store/Cancelled": cancelled, "Store/BigZip": bigZips,
+		"Store/Catalog": catalog, "Store/Index": index, "Store/IndexWriters": indexWriters, "Store/Delete": deletes, "Store/Reopen": reopen,
+		"Ledger/Known": known, "Ledger/Queue": queue, "Ledger/Lease": lease, "Ledger/ClaimOnce": claimOnce, "Ledger/Wait": wait, "Ledger/Swap": swap,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, b) })
+	}
+}
+
+var ctx = context.Background()
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantErr(t *testing.T, what string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: got %v, want %v", what, err, want)
+	}
+}
+
+func read(t *testing.T, s storage.Store, m module.Version, f storage.File) []byte {
+	t.Helper()
+	get := s.Mod
+	if f == storage.FileZip {
+		get = s.Zip
+	}
+	b, err := get(ctx, m)
+	must(t, err)
+	content, err := io.ReadAll(b)
+	must(t, err)
+	must(t, b.Close())
+	if b.SizeBytes != int64(len(content)) || b.ModTime.IsZero() {
+		t.Errorf("%s (%s): %d bytes, said to be %d, kept %v", m, f, len(content), b.SizeBytes, b.ModTime)
+	}
+	return content
+}
+
+// Each file can be put alone; the version is listed when all are there.
+func files(t *testing.T, b Backend) {
+	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 2, 0}, {3}} {
+		s, _ := b.Open(t, t.TempDir(), time.Now)
+		v := New("example.com/m", "v1.2.3", "")
+		parts := []storage.Files{{Info: v.Info}, {Mod: v.Mod}, {Zip: bytes.NewReader(v.Zip)}, v.Files()}
+		_, err := s.Zip(ctx, v.Version)
+		wantErr(t, "Zip of an unknown version", err, fs.ErrNotExist)
+		_, err = s.Mod(ctx, v.Version)
+		wantErr(t, "Mod of an unknown version", err, fs.ErrNotExist)
+		_, err = s.Resolve(ctx, v.Path, "latest")
+		wantErr(t, "latest of an unknown module", err, fs.ErrNotExist)
+		for i, part := range order {
+			list, err := s.List(ctx, v.Path)
+			must(t, err)
+			page, err := s.Catalog(ctx, "", 10)
+			must(t, err)
+			if len(list.Versions)+len(page.Versions) != 0 {
+				t.Errorf("order %v: listed before it is complete, at %d", order, i)
+			}
+			must(t, s.Put(ctx, v.Version, parts[part]))
+		}
+		info, err := s.Resolve(ctx, v.Path, v.Version.Version)
+		must(t, err)
+		if !bytes.Equal(info.JSON(), v.Info) || info.Kept.IsZero() {
+			t.Errorf(".info: %s kept %v", info.JSON(), info.Kept)
+		}
+		if latest, err := s.Resolve(ctx, v.Path, "latest"); err != nil || latest.Version != "v1.2.3" {
+			t.Errorf("latest: %v, %v", latest, err)
+		}
+		if !bytes.Equal(read(t, s, v.Version, storage.FileMod), v.Mod) || !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
+			t.Error("other bytes came back")
+		}
+		entries, err := s.Index(ctx, time.Time{}, 10)
+		must(t, err)
+		if len(entries) != 1 || entries[0].Path != v.Path {
+			t.Errorf("index: %v", entries)
+		}
+	}
+}
+
+// The same bytes again are a success; others a conflict, and the first stay.
+func conflict(t *testing.T, b Backend) {
+	s, _ := b.Open(t, t.TempDir(), time.Now)
+	v, other := New("example.com/m", "v1.0.0", "a"), New("example.com/m", "v1.0.0", "b")
+	must(t, s.Put(ctx, v.Version, v.Files()))
+	must(t, s.Put(ctx, v.Version, v.Files()))
+	wantErr(t, "another zip", s.Put(ctx, v.Version, storage.Files{Zip: bytes.NewReader(other.Zip)}), storage.ErrConflict)
+	wantErr(t, "another .mod", s.Put(ctx, v.Version, storage.Files{Mod: []byte("module example.com/other\n")}), storage.ErrConflict)
+	wantErr(t, "another .info", s.Put(ctx, v.Version, storage.Files{Info: []byte(`{"Version":"v1.0.0","Time":"2020-01-02T03:04:05Z"}`)}), storage.ErrConflict)
+	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) || !bytes.Equal(read(t, s, v.Version, storage.FileMod), v.Mod) {
+		t.Error("the first bytes did not stay")
+	}
+}
+
+var awkward = []module.Version{
+	{Path: "github.com/Azure/two", Version: "v1.0.0"}, {Path: "github.com/azure/two", Version: "v1.0.0"},
+	{Path: "example.com/two", Version: "v1.0.0"}, {Path: "example.com/two/v2", Version: "v2.0.0"}, {Path: "example.com/two-other", Version: "v1.0.0"},
+	{Path: "example.com/two", Version: "v1.1.0-pre"}, {Path: "example.com/two", Version: "v1.1.0-pre.1"},
+	{Path: "example.com/two", Version: "v1.1.0-PRE"}, {Path: "example.com/two", Version: "v2.0.0+incompatible"},
+	{Path: "example.com/two", Version: "v1.10.0"}, {Path: "example.com/two", Version: "v1.2.0"},
+	{Path: "example.com/two", Version: "v0.0.0-20260101000000-0123456789ab"},
+	{Path: "example.com/two/sub", Version: "v1.0.0"}, {Path: "gopkg.in/yaml.v3", Version: "v3.0.1"},
+}
+
+// Names that are close to each other stay apart.
+func names(t *testing.T, b Backend) {
+	s, _ := b.Open(t, t.TempDir(), time.Now)
+	for _, m := range awkward {
+		v := New(m.Path, m.Version, m.String())
+		must(t, s.Put(ctx, m, v.Files()))
+	}
+	for _, m := range awkward {
+		v := New(m.Path, m.Version, m.String())
+		if !bytes.Equal(read(t, s, m, storage.FileMod), v.Mod) {
+			t.Errorf("%s has the go.mod of another", m)
+		}
+	}
+	for path, want := range map[string]string{
+		"example.com/two":      "v1.0.0 v1.1.0-PRE v1.1.0-pre v1.1.0-pre.1 v1.2.0 v1.10.0 v2.0.0+incompatible",
+		"example.com/two/v2":   "v2.0.0",
+		"github.com/azure/two": "v1.0.0",
+		"example.com/tw":       "",
+	} {
+		list, err := s.List(ctx, path)
+		must(t, err)
+		if got := strings.Join(list.Versions, " "); got != want {
+			t.Errorf("list of %s: %q, want %q", path, got, want)
+		}
+	}
+	if info, err := s.Resolve(ctx, "example.com/two", "latest"); err != nil || info.Version != "v1.10.0" {
+		t.Errorf("latest: %v, %v; want v1.10.0", info, err)
+	}
+}
+
+func concurrent(t *testing.T, b Backend) {
+	s, _ := b.Open(t, t.TempDir(), time.Now)
+	var wg sync.WaitGroup
+	same := New("example.com/same", "v1.0.0", "")
+	errs := make([]error, 16)
+	for i := range 16 {
+		wg.Go(func() { errs[i] = s.Put(ctx, same.Version, same.Files()) })
+	}
+	wg.Wait()
+	must(t, errors.Join(errs...))
+	m := module.Version{Path: "example.com/other", Version: "v1.0.0"}
+	for i := range 16 {
+		wg.Go(func() { errs[i] = s.Put(ctx, m, New(m.Path, m.Version, fmt.Sprint(i)).Files()) })
+	}
+	wg.Wait()
+	won := -1
+	for i, err := range errs {
+		if err == nil && won < 0 {
+			won = i
+		} else if !errors.Is(err, storage.ErrConflict) {
+			t.Errorf("writer %d: %v, want a conflict", i, err)
+		}
+	}
+	if won < 0 || !bytes.Equal(read(t, s, m, storage.FileZip), New(m.Path, m.Version, fmt.Sprint(won)).Zip) {
+		t.Errorf("what is kept is not what writer %d put", won)
+	}
+}
+
+var errBroken = errors.New("the source broke")
+
+// A Put whose source breaks keeps nothing of that file, and can be made again;
+// one whose answer was lost can be made again too.
+func failedPut(t *testing.T, b Backend) {
+	s, _ := b.Open(t, t.TempDir(), time.Now)
+	v := New("example.com/m", "v1.0.0", "")
+	broken := io.MultiReader(bytes.NewReader(v.Zip[:len(v.Zip)/2]), brokenReader{})
+	if err := s.Put(ctx, v.Version, storage.Files{Info: v.Info, Mod: v.Mod, Zip: broken}); err == nil {
+		t.Fatal("a broken source was put")
+	}
+	_, err := s.Zip(ctx, v.Version)
+	wantErr(t, "after a broken Put", err, fs.ErrNotExist)
+	must(t, s.Put(ctx, v.Version, v.Files()))
+	must(t, s.Put(ctx, v.Version, v.Files())) // the answer was lost
+	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
+		t.Error("other bytes came back")
+	}
+}
+
+type brokenReader struct{}
+
+func (brokenReader) Read([]byte) (int, error) { return 0, errBroken }
+
+func readerDuringPut(t *testing.T, b Backend) {
+	s, _ := b.Open(t, t.TempDir(), time.Now)
+	m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
+	var want bytes.Buffer
+	must(t, bigZip(&want, m, 2<<20))
+	done := make(chan error, 1)
+	go func() { done <- s.Put(ctx, m, storage.Files{Zip: bytes.NewReader(want.Bytes())}) }()
+	for put := false; !put; {
+		select {
+		case err := <-done:
+			must(t, err)
+			put = true
+		default:
+		}
+		blob, err := s.Zip(ctx, m)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		must(t, err)
+		got, err := io.ReadAll(blob)
+		must(t, err)
+		blob.Close()
+		if !bytes.Equal(got, want.Bytes()) {
+			t.Fatalf("a reader saw %d of %d bytes", len(got), want.Len())
+		}
+	}
+}
+
+func cancelled(t *testing.T, b Backend) {
+	s, l := b.Open(t, t.TempDir(), time.Now)
+	v := New("example.com/m", "v1.0.0", "")
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := s.Put(gone, v.Version, v.Files()); err == nil {
+		t.Error("Put succeeded")
+	}
+	if _, err := s.List(gone, v.Path); err == nil {
+		t.Error("List succeeded")
+	}
+	if _, err := s.Catalog(gone, "", 1); err == nil {
+		t.Error("Catalog succeeded")
+	}
+	if _, err := l.Claim(gone, "w", time.Minute); err == nil {
+		t.Error("Claim succeeded")
+	}
+	_, err := s.Zip(ctx, v.Version)
+	wantErr(t, "after a cancelled Put", err, fs.ErrNotExist)
+}
+
+// A 100 MB zip goes in and out without being held in memory.
+func bigZips(t *testing.T, b Backend) {
+	if b.InMemory {
+		t.Log("this backend holds zips in memory: only their content is compared")
+	}
+	s, _ := b.Open(t, t.TempDir(), time.Now)
+	m := module.Version{Path: "example.com/big", Version: "v1.0.0"}
+	size := 100 << 20
+	if b.InMemory {
+		size = 8 << 20
+	}
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(bigZip(w, m, size)) }()
+	stop, peak := make(chan bool), make(chan uint64)
+	runtime.GC()
+	var before runtime.MemStats
+	runtime.ReadMemStats(&before)
+	go func() {
+		var most uint64
+		for {
+			select {
+			case <-stop:
+				peak <- most
+				return
+			case <-time.After(20 * time.Millisecond):
+				var now runtime.MemStats
+				runtime.ReadMemStats(&now)
+				most = max(most, now.HeapInuse)
+			}
+		}
+	}()
+	must(t, s.Put(ctx, m, storage.Files{Zip: r}))
+	blob, err := s.Zip(ctx, m)
+	must(t, err)
+	n, err := io.Copy(io.Discard, blob)
+	must(t, err)
+	blob.Close()
+	close(stop)
+	grown := int64(<-peak) - int64(before.HeapInuse)
+	if n < int64(size) || n != blob.SizeBytes {
+		t.Errorf("%d bytes came out, %d are said to be there", n, blob.SizeBytes)
+	}
+	if !b.InMemory && grown > 24<<20 {
+		t.Errorf("memory grew by %d MB", grown>>20)
+	}
+}
+
+func fill(t *testing.T, s storage.Store) []module.Version {
+	var all []module.Version
+	all = append(all, awkward...)
+	for i := range 30 {
+		all = append(all, module.Version{Path: fmt.Sprintf("example.com/n%d", i%7), Version: fmt.Sprintf("v1.%d.0", i)})
+	}
+	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	for _, m := range all {
+		must(t, s.Put(ctx, m, New(m.Path, m.Version, "").Files()))
+	}
+	return all
+}
+
+// Every pair appears once, in order, whatever the page size.
+func catalog(t *testing.T, b Backend) {
+	s, _ := b.Open(t, t.TempDir(), time.Now)
+	all := fill(t, s)
+	slices.SortFunc(all, func(a, b module.Version) int {
+		return cmpStrings(a.Path, b.Path, a.Version, b.Version)
+	})
+	for size := 1; size <= len(all)+1; size++ {
+		var got []module.Version
+		for token := ""; ; {
+			page, err := s.Catalog(ctx, token, size)
+			must(t, err)
+			if len(page.Versions) > size {
+				t.Fatalf("page of %d, asked for %d", len(page.Versions), size)
+			}
+			got = append(got, page.Versions...)
+			if token = page.Next; token == "" {
+				break
+			}
+		}
+		if !slices.Equal(got, all) {
+			t.Fatalf("page size %d: got %d pairs, want %d in order", size, len(got), len(all))
+		}
+	}
+	for _, bad := range []func() error{
+		func() error { _, err := s.Catalog(ctx, "no token", 1); return err },
+		func() error { _, err := s.Catalog(ctx, "", 0); return err },
+	} {
+		if err := bad(); goproxy.Status(err) != 400 {
+			t.Errorf("got %v, want status 400", err)
+		}
+	}
+}
+
+func cmpStrings(pairs ...string) int {
+	for i := 0; i < len(pairs); i += 2 {
+		if c := strings.Compare(pairs[i], pairs[i+1]); c != 0 {
+			return c
+		}
+	}
+	return 0
+}
+
+// Times only grow, even when the clock goes back; a follower misses nothing.
+func index(t *testing.T, b Backend) {
+	c := newClock()
+	s, _ := b.Open(t, t.TempDir(), func() time.Time { c.advance(-time.Second); return c.now() })
+	all := fill(t, s)
+	whole, err := s.Index(ctx, time.Time{}, len(all)+1)
+	must(t, err)
+	if len(whole) != len(all) {
+		t.Fatalf("%d entries, want %d", len(whole), len(all))
+	}
+	for i, e := range whole {
+		if (module.Version{Path: e.Path, Version: e.Version}) != all[i] {
+			t.Errorf("entry %d is %v, want %v", i, e, all[i])
+		}
+		if i > 0 && !e.Timestamp.After(whole[i-1].Timestamp) {
+			t.Errorf("entry %d is not later than the one before", i)
+		}
+	}
+	for _, size := range []int{2, 3, 7, len(all)} {
+		var got []storage.IndexEntry
+		since := time.Time{}
+		for {
+			page, err := s.Index(ctx, since, size)
+			must(t, err)
+			if len(got) > 0 && len(page) > 0 && page[0] == got[len(got)-1] {
+				page = page[1:]
+			}
+			if len(page) == 0 {
+				break
+			}
+			got = append(got, page...)
+			since = got[len(got)-1].Timestamp
+		}
+		if !slices.Equal(got, whole) {
+			t.Errorf("resumed with pages of %d: %d entries, want %d", size, len(got), len(whole))
+		}
+	}
+}
+
+// A follower that reads while others write sees each entry once, in order.
+func indexWriters(t *testing.T, b Backend) {
+	s, _ := b.Open(t, t.TempDir(), time.Now)
+	const writers, each = 4, 8
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for i := range each {
+				v := New(fmt.Sprintf("example.com/w%d", w), fmt.Sprintf("v1.%d.0", i), "")
+				if err := s.Put(ctx, v.Version, v.Files()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	seen := map[string]bool{}
+	since := time.Time{}
+	for deadline := time.Now().Add(30 * time.Second); len(seen) < writers*each; {
+		if time.Now().After(deadline) {
+			t.Fatalf("the follower saw %d of %d", len(seen), writers*each)
+		}
+		page, err := s.Index(ctx, since, 3)
+		must(t, err)
+		for _, e := range page {
+			seen[e.Path+"@"+e.Version] = true
+			since = e.Timestamp.Add(time.Microsecond) // nothing may come before
+		}
+	}
+	wg.Wait()
+}
+
+func deletes(t *testing.T, b Backend) {
+	s, _ := b.Open(t, t.TempDir(), time.Now)
+	v := New("example.com/m", "v1.0.0", "a")
+	wantErr(t, "Delete of an unknown version", s.Delete(ctx, v.Version), fs.ErrNotExist)
+	must(t, s.Put(ctx, v.Version, v.Files()))
+	start := time.Now().Add(-time.Minute)
+	must(t, s.Delete(ctx, v.Version))
+	_, err := s.Zip(ctx, v.Version)
+	wantErr(t, "Zip after Delete", err, fs.ErrNotExist)
+	_, err = s.Resolve(ctx, v.Path, v.Version.Version)
+	wantErr(t, "Resolve after Delete", err, fs.ErrNotExist)
+	list, err := s.List(ctx, v.Path)
+	must(t, err)
+	entries, err := s.Index(ctx, time.Time{}, 10)
+	must(t, err)
+	if len(list.Versions)+len(entries) != 0 {
+		t.Errorf("after Delete: list %v, index %v", list.Versions, entries)
+	}
+	gone, err := s.Deleted(ctx, start, 10)
+	must(t, err)
+	if len(gone) != 1 || gone[0].Path != v.Path || gone[0].Version != v.Version.Version {
+		t.Errorf("Deleted: %v", gone)
+	}
+	again := New("example.com/m", "v1.0.0", "b")
+	must(t, s.Put(ctx, again.Version, again.Files()))
+	if !bytes.Equal(read(t, s, again.Version, storage.FileZip), again.Zip) {
+		t.Error("the old bytes came back")
+	}
+}
+
+func reopen(t *testing.T, b Backend) {
+	if b.Volatile {
+		t.Log("this backend keeps nothing: there is nothing to find again")
+		return
+	}
+	dir := t.TempDir()
+	s, l := b.Open(t, dir, time.Now)
+	v := New("example.com/m", "v1.0.0", "")
+	must(t, s.Put(ctx, v.Version, v.Files()))
+	k := storage.Key{Path: "example.com/m", File: storage.FileList}
+	must(t, l.SetKnown(ctx, k, &storage.Known{Checked: time.Now(), Versions: []string{"v1.0.0"}}))
+	_, err := l.Enqueue(ctx, storage.Job{Key: k})
+	must(t, err)
+	must(t, s.(io.Closer).Close())
+	s, l = b.Open(t, dir, time.Now)
+	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
+		t.Error("other bytes came back")
+	}
+	page, err := s.Catalog(ctx, "", 10)
+	must(t, err)
+	if len(page.Versions) != 1 {
+		t.Errorf("catalog: %v", page)
+	}
+	if known, err := l.Known(ctx, k); err != nil || !slices.Equal(known.Versions, []string{"v1.0.0"}) {
+		t.Errorf("Known: %v, %v", known, err)
+	}
+	if j, err := l.Claim(ctx, "w", time.Minute); err != nil || j == nil || j.Key != k {
+		t.Errorf("the job is %v, %v", j, err)
+	}
+}
