@@ -1,0 +1,170 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/internal/testupstream"
+)
+
+// goCommand runs the go command in dir with an empty module cache.
+func goCommand(t *testing.T, dir, proxy string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command("go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOPROXY="+proxy, "GOSUMDB=off", "GOFLAGS=-modcacherw -mod=mod", "GOMODCACHE="+t.TempDir(), "GOWORK=off", "GOTOOLCHAIN=local", "GONOPROXY=", "GOPRIVATE=")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// graph makes n modules in two versions each and a main module that needs the
+// older ones.
+func graph(t *testing.T, up *testupstream.Server, n int) (dir string) {
+	mod := "module example.com/main\n\ngo 1.21\n"
+	var code strings.Builder
+	code.WriteString("package main\n")
+	var before module.Version
+	for i := range n {
+		path := fmt.Sprintf("example.com/Dep%d", i)
+		var needs []module.Version
+		if before.Path != "" {
+			needs = append(needs, before)
+		}
+		before = up.Add(path, "v1.0.0", 20<<10, needs...)
+		up.Add(path, "v1.1.0", 20<<10, needs...)
+		mod += "require " + path + " v1.0.0\n"
+		fmt.Fprintf(&code, "import _ %q\n", path)
+	}
+	code.WriteString("func main() {}\n")
+	dir = t.TempDir()
+	for name, content := range map[string]string{"go.mod": mod, "main.go": code.String()} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// The main job: the real go command, through one process and through three;
+// again with upstream gone; again after a restart.
+func TestMainJob(t *testing.T) {
+	for _, layout := range []string{"one process", "three processes"} {
+		t.Run(layout, func(t *testing.T) {
+			up := testupstream.New(t)
+			dir := graph(t, up, 80)
+			var proxy *process
+			if layout == "one process" {
+				proxy = start(t, "--upstream", up.URL, "--data-dir", t.TempDir())
+			} else {
+				proxy = startFleet(t, up.URL, 1, 1).proxies[0]
+			}
+			// Many go.mod files, and no zip.
+			if out := goCommand(t, dir, proxy.url, "list", "-m", "-u", "all"); strings.Count(out, "[v1.1.0]") != 80 {
+				t.Errorf("go list -m -u all: %s", out)
+			}
+			if n := up.Requests(".zip"); n != 0 {
+				t.Errorf("go list -m -u all made %d zip requests of upstream", n)
+			}
+			goCommand(t, dir, proxy.url, "mod", "download")
+			if path, n := up.MostAsked(""); n != 1 {
+				t.Errorf("%s was asked of upstream %d times", path, n)
+			}
+			if out := goCommand(t, dir, proxy.url, "list", "-m", "-versions", "example.com/Dep3"); strings.TrimSpace(out) != "example.com/Dep3 v1.0.0 v1.1.0" {
+				t.Errorf("go list -m -versions: %q", out)
+			}
+			if out := goCommand(t, dir, proxy.url, "get", "example.com/Dep7@latest"); !strings.Contains(out, "v1.0.0 => v1.1.0") {
+				t.Errorf("go get: %s", out)
+			}
+			if out := goCommand(t, dir, proxy.url, "list", "-m", "example.com/Dep5@main"); !strings.Contains(out, "v1.0.0") {
+				t.Errorf("a branch: %s", out)
+			}
+			up.SetFault(up.Gone)
+			goCommand(t, dir, proxy.url, "mod", "download")
+			if status := proxy.terminate(); status != 0 {
+				t.Errorf("exit status %d after SIGTERM", status)
+			}
+			proxy.start()
+			goCommand(t, dir, proxy.url, "mod", "download")
+			goCommand(t, dir, proxy.url, "list", "-m", "-versions", "example.com/Dep3")
+		})
+	}
+}
+
+// 1,000 clients, three proxies, two crawlers: one upstream request for a zip
+// that nobody has.
+func TestZipHerd(t *testing.T) {
+	up := testupstream.New(t)
+	up.Delay = time.Second
+	up.Add("example.com/big", "v1.0.0", 9<<20)
+	f := startFleet(t, up.URL, 2, 3)
+	got := crowd(1000, func(i int) string { return f.proxies[i%3].url + "/example.com/big/@v/v1.0.0.zip" })
+	if !maps.Equal(got, map[string]int{"200": 1000}) {
+		t.Errorf("answers: %v", got)
+	}
+	if n := up.Requests(".zip"); n != 1 {
+		t.Errorf("%d upstream zip requests, want 1", n)
+	}
+	for _, p := range f.all() {
+		t.Logf("%s: peak %d MiB", p.args[5:8], p.peakMiB())
+		if peak := p.peakMiB(); peak > 96 {
+			t.Errorf("%v: peak resident memory %d MiB, above 96", p.args, peak)
+		}
+	}
+}
+
+// 500 lists of 100 modules nobody has asked for: 100 upstream requests.
+func TestListHerd(t *testing.T) {
+	up := testupstream.New(t)
+	up.Delay = 100 * time.Millisecond
+	for i := range 100 {
+		up.Add(fmt.Sprintf("example.com/m%d", i), "v1.0.0", 10)
+	}
+	f := startFleet(t, up.URL, 2, 3)
+	got := crowd(500, func(i int) string {
+		return fmt.Sprintf("%s/example.com/m%d/@v/list", f.proxies[i%3].url, i/5)
+	})
+	if !maps.Equal(got, map[string]int{"200": 500}) {
+		t.Errorf("answers: %v", got)
+	}
+	if n := up.Requests("/list"); n != 100 {
+		t.Errorf("%d upstream list requests, want 100", n)
+	}
+}
+
+// A crawler that dies with a job: another ends it, once.
+func TestCrawlerDies(t *testing.T) {
+	up := testupstream.New(t)
+	up.Delay = 2 * time.Second
+	up.Add("example.com/m", "v1.0.0", 1<<20)
+	f := startFleet(t, up.URL, 2, 1, "--job-lease=3s")
+	done := make(chan map[string]int)
+	go func() {
+		done <- crowd(10, func(int) string { return f.proxies[0].url + "/example.com/m/@v/v1.0.0.zip" })
+	}()
+	for deadline := time.Now().Add(10 * time.Second); up.Requests(".zip") == 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody asked upstream")
+		}
+	}
+	f.crawlers[0].kill()
+	f.crawlers[1].kill()
+	f.crawlers[1].start()
+	<-done // those who waited may have failed; who comes again must not
+	if got := crowd(10, func(int) string { return f.proxies[0].url + "/example.com/m/@v/v1.0.0.zip" }); got["200"] != 10 {
+		t.Errorf("answers: %v", got)
+	}
+	if n := up.Requests(".zip"); n != 2 {
+		t.Errorf("%d upstream zip requests, want 2: one that was cut, one that was made again", n)
+	}
+}
