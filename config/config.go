@@ -14,16 +14,19 @@ import (
 	"path"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/note"
 )
 
 // DefaultUpstream is the go command's own default: the public mirror, then the
@@ -39,13 +42,13 @@ type Config struct {
 	Listen        string `key:"listen" default:"127.0.0.1:3000" help:"Address of the proxy; of the only role where a process has one."`
 	StorageListen string `key:"storage-listen" help:"Address of the storage role where the process has others too; empty: it does not listen."`
 	CrawlerListen string `key:"crawler-listen" help:"Address of the crawler role where the process has others too; empty: it does not listen."`
-	DataDir       string `key:"data-dir" default:"the user's data folder" help:"Folder of the disk store, and of temporary files."`
+	DataDir       string `key:"data-dir" default:"athensctl in $XDG_DATA_HOME or ~/.local/share; macOS: ~/Library/Application Support; Windows: %LocalAppData%" help:"Folder of the disk store, and of temporary files."`
 	CacheDir      string `key:"cache-dir" default:"DATA-DIR/cache" help:"Folder of the proxy's cache; disposable."`
 	Store         string `key:"store" default:"disk" help:"Where modules are kept: disk, or memory (gone when the process ends)."`
 	StorageURL    string `key:"storage-url" help:"URL of the storage role, or several with commas, for a process without it."`
 	CrawlerURL    string `key:"crawler-url" help:"URL of the crawler role, or several with commas, for a proxy without it."`
 	InternalToken string `key:"internal-token" secret:"true" help:"Secret that the roles show each other, 16 characters or more. Needed where storage or crawler listens beyond loopback."`
-	Upstream      string `key:"upstream" default:"https://proxy.golang.org,direct" help:"Whom the crawler asks, in GOPROXY syntax: URLs, direct, off; a comma goes on only after \"not found\", a | after any error. direct is not supported yet: it answers 501."`
+	Upstream      string `key:"upstream" default:"the public mirror, then direct" help:"Whom the crawler asks, in GOPROXY syntax: URLs, direct, off; a comma goes on only after \"not found\", a | after any error. direct is not supported yet: it answers 501."`
 	Private       string `key:"private" help:"Module path patterns, as in GOPRIVATE, that are never looked up in the checksum database."`
 	SumDB         string `key:"sumdb" default:"sum.golang.org" help:"Checksum database, in GOSUMDB syntax: a name, name+key, or either and a URL; off."`
 	NetworkMode   string `key:"network-mode" default:"fallback" help:"When upstream fails: strict (the request fails), fallback (what is kept is served), offline (upstream is never asked)."`
@@ -137,14 +140,11 @@ func Load(flags *pflag.FlagSet, environ []string) (*Config, error) {
 	if f := flags.Lookup("config"); f != nil && f.Changed {
 		file = f.Value.String()
 	}
-	v := viper.New()
-	if file != "" {
-		v.SetConfigFile(file)
-		if err := v.ReadInConfig(); err != nil {
-			return nil, fmt.Errorf("config: %w", err)
-		}
+	inFile, err := readFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
 	}
-	for _, k := range v.AllKeys() {
+	for k := range inFile {
 		if !slices.ContainsFunc(fields, func(f field) bool { return f.key == k }) {
 			errs = append(errs, fmt.Errorf("%s: unknown key %q", file, k))
 		}
@@ -153,16 +153,13 @@ func Load(flags *pflag.FlagSet, environ []string) (*Config, error) {
 	for _, f := range fields {
 		known[f.env()] = true
 		text, source := f.def, "default"
-		if f.key == "data-dir" {
-			text = defaultDataDir(env)
-		}
-		if v.InConfig(f.key) {
-			switch raw := v.Get(f.key).(type) {
-			case string, bool, int, int64:
-				text, source = fmt.Sprint(raw), "file "+file
-			default:
-				errs = append(errs, fmt.Errorf("%s: %s: a single value is needed", file, f.key))
+		if raw := inFile[f.key]; raw != nil { // null is as good as absent
+			t, err := f.fromFile(raw)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s (file %s): %w", f.key, file, err))
+				continue
 			}
+			text, source = t, "file "+file
 		}
 		if e := env[f.env()]; e != "" {
 			text, source = e, "environment "+f.env()
@@ -170,7 +167,12 @@ func Load(flags *pflag.FlagSet, environ []string) (*Config, error) {
 		if fl := flags.Lookup(f.key); fl != nil && fl.Changed {
 			text, source = fl.Value.String(), "flag"
 		}
-		if f.key == "cache-dir" && source == "default" {
+		switch computed := source == "default" || text == ""; {
+		case f.key == "upstream" && source == "default":
+			text = DefaultUpstream
+		case f.key == "data-dir" && computed:
+			text = defaultDataDir()
+		case f.key == "cache-dir" && computed:
 			text = filepath.Join(c.DataDir, "cache")
 		}
 		if err := set(reflect.ValueOf(c).Elem().Field(f.index), f, text); err != nil {
@@ -183,6 +185,8 @@ func Load(flags *pflag.FlagSet, environ []string) (*Config, error) {
 			errs = append(errs, fmt.Errorf("environment: unknown setting %s", k))
 		}
 	}
+	// The matcher takes spaces literally: "a, b" would not cover b.
+	c.Private = strings.Join(strings.FieldsFunc(c.Private, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }), ",")
 	if len(errs) == 0 {
 		errs = c.validate()
 	}
@@ -191,6 +195,84 @@ func Load(flags *pflag.FlagSet, environ []string) (*Config, error) {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	return c, nil
+}
+
+// readFile decodes a file by its ending. It takes viper's decoders but not its
+// store, which folds the case of keys and drops a key whose value is {}.
+func readFile(name string) (map[string]any, error) {
+	if name == "" {
+		return nil, nil
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	format := strings.TrimPrefix(filepath.Ext(name), ".")
+	if !slices.Contains([]string{"yaml", "yml", "toml", "json"}, format) {
+		return nil, fmt.Errorf("%s: its name has to end in .yaml, .yml, .toml or .json", name)
+	}
+	decoder, err := viper.NewCodecRegistry().Decoder(format)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	values := map[string]any{}
+	if err := decoder.Decode(data, values); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return values, nil
+}
+
+// fromFile is the text of a file's value, if that has the setting's type. The
+// error is without the value: it may be a secret.
+func (f field) fromFile(raw any) (string, error) {
+	zero := reflect.Zero(f.kind).Interface()
+	switch raw := raw.(type) {
+	case string:
+		switch zero.(type) {
+		case string, Bytes, time.Duration:
+			return raw, nil
+		}
+	case bool:
+		if _, ok := zero.(bool); ok {
+			return strconv.FormatBool(raw), nil
+		}
+	case int, int64, uint64, float64: // a float64 is what JSON's numbers are
+		switch zero.(type) {
+		case int, Bytes:
+			if n, ok := raw.(float64); ok {
+				return strconv.FormatFloat(n, 'f', -1, 64), nil
+			}
+			return fmt.Sprint(raw), nil
+		}
+	}
+	switch zero.(type) {
+	case bool:
+		return "", errors.New("true or false is needed, without quotes")
+	case int:
+		return "", errors.New("a number is needed, without quotes")
+	case Bytes:
+		return "", errors.New("a number of bytes, or a string such as 10GiB, is needed")
+	case time.Duration:
+		return "", errors.New("a string such as 30s is needed")
+	default:
+		return "", errors.New("a string is needed")
+	}
+}
+
+// typeName is what the reference page calls the setting's type.
+func (f field) typeName() string {
+	switch reflect.Zero(f.kind).Interface().(type) {
+	case Bytes:
+		return "size"
+	case time.Duration:
+		return "duration"
+	case int:
+		return "number"
+	}
+	if f.secret {
+		return "secret"
+	}
+	return f.kind.Name()
 }
 
 // serviceLink: Kubernetes tells a pod of its Services in the environment.
@@ -235,29 +317,30 @@ func mask(f field, text string) string {
 	if f.secret && text != "" {
 		return "********"
 	}
-	parts := strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == '|' })
-	for _, p := range parts {
-		if u, err := url.Parse(strings.TrimSpace(p)); err == nil && u.User != nil {
-			text = strings.ReplaceAll(text, p, u.Redacted())
-		}
-	}
-	return text
+	return userinfo.ReplaceAllString(text, "://********@")
 }
 
-func defaultDataDir(env map[string]string) string {
+// userinfo is a password, or a token in its place, in a URL of a list.
+var userinfo = regexp.MustCompile(`://[^/,|\s]*@`)
+
+// defaultDataDir is "" where no home folder is known.
+func defaultDataDir() string {
 	home, _ := os.UserHomeDir()
-	switch runtime.GOOS {
-	case "windows":
-		if d := os.Getenv("LocalAppData"); d != "" {
-			return filepath.Join(d, "athensctl")
-		}
-	case "darwin":
-		return filepath.Join(home, "Library", "Application Support", "athensctl")
+	var parent string
+	switch xdg := os.Getenv("XDG_DATA_HOME"); {
+	case runtime.GOOS == "windows":
+		parent = os.Getenv("LocalAppData")
+	case runtime.GOOS == "darwin" && home != "":
+		parent = filepath.Join(home, "Library", "Application Support")
+	case runtime.GOOS != "darwin" && filepath.IsAbs(xdg): // XDG: ignore what is relative
+		parent = xdg
+	case runtime.GOOS != "darwin" && home != "":
+		parent = filepath.Join(home, ".local", "share")
 	}
-	if d := os.Getenv("XDG_DATA_HOME"); d != "" {
-		return filepath.Join(d, "athensctl")
+	if parent == "" {
+		return ""
 	}
-	return filepath.Join(home, ".local", "share", "athensctl")
+	return filepath.Join(parent, "athensctl")
 }
 
 // Settings returns each value in force, secrets masked, and where it came from.
@@ -314,9 +397,12 @@ func (c *Config) validate() (errs []error) {
 		oneOf("role", strings.TrimSpace(r), "all", "proxy", "storage", "crawler")
 	}
 	for key, addr := range map[string]string{"listen": c.Listen, "storage-listen": c.StorageListen, "crawler-listen": c.CrawlerListen} {
-		if _, port, err := net.SplitHostPort(addr); addr != "" && (err != nil || port == "") || addr == "" && key == "listen" {
+		if _, port, err := net.SplitHostPort(addr); addr != "" && (err != nil || !isPort(port)) || addr == "" && key == "listen" {
 			bad(key, "%q is not an address such as 127.0.0.1:3000", addr)
 		}
+	}
+	if c.Address("proxy") == "" && c.Address("storage") == "" && c.Address("crawler") == "" {
+		bad("role", "%s: nobody can reach this process without storage-listen or crawler-listen", c.Role)
 	}
 	for _, role := range []string{"storage", "crawler"} {
 		if a := c.Address(role); a != "" && !loopback(a) && c.InternalToken == "" {
@@ -325,6 +411,12 @@ func (c *Config) validate() (errs []error) {
 	}
 	if n := len(c.InternalToken); n > 0 && n < 16 {
 		bad("internal-token", "it has %d characters; at least 16 are needed", n)
+	}
+	if strings.ContainsFunc(c.InternalToken, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		bad("internal-token", "it has a space, a newline or what is not ASCII, which a header can't carry")
+	}
+	if c.DataDir == "" {
+		bad("data-dir", "no home folder is known to put it in: name one")
 	}
 	oneOf("store", c.Store, "disk", "memory")
 	oneOf("network-mode", c.NetworkMode, "strict", "fallback", "offline")
@@ -340,8 +432,10 @@ func (c *Config) validate() (errs []error) {
 		bad("zip-workers", "%d is above workers, %d", c.ZipWorkers, c.Workers)
 	}
 	for key, list := range map[string]string{"storage-url": c.StorageURL, "crawler-url": c.CrawlerURL} {
-		if _, err := ParseURLs(list); err != nil {
+		if urls, err := ParseURLs(list); err != nil {
 			bad(key, "%w", err)
+		} else if list != "" && len(urls) == 0 {
+			bad(key, "%q has no URL", list)
 		}
 	}
 	if !c.Has("storage") && c.StorageURL == "" {
@@ -354,14 +448,35 @@ func (c *Config) validate() (errs []error) {
 		bad("upstream", "%w", err)
 	}
 	for p := range strings.SplitSeq(c.Private, ",") {
-		if _, err := path.Match(strings.TrimSpace(p), ""); err != nil {
-			bad("private", "%q is not a pattern: %w", p, err)
+		if _, err := path.Match(p, ""); err != nil || strings.Contains(p, "://") {
+			bad("private", "%q is not a pattern of module paths such as git.example.com/*", p)
 		}
 	}
-	if f := strings.Fields(c.SumDB); len(f) == 0 || len(f) > 2 {
-		bad("sumdb", "%q is not a name or key and perhaps a URL, nor off", c.SumDB)
+	if !validSumDB(c.SumDB) {
+		bad("sumdb", "%q is not sum.golang.org or name+hash+key, and perhaps a URL after a space, nor off", userinfo.ReplaceAllString(c.SumDB, "://********@"))
 	}
 	return errs
+}
+
+func validSumDB(s string) bool {
+	f := strings.Fields(s)
+	switch {
+	case len(f) == 1 && f[0] == "off":
+		return true
+	case len(f) == 2:
+		if _, err := parseURL(f[1]); err != nil {
+			return false
+		}
+	case len(f) != 1:
+		return false
+	}
+	_, err := note.NewVerifier(f[0])
+	return err == nil || f[0] == "sum.golang.org"
+}
+
+func isPort(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 16)
+	return err == nil
 }
 
 func loopback(addr string) bool {
@@ -376,18 +491,27 @@ func ParseURLs(list string) (urls []*url.URL, err error) {
 		if s = strings.TrimSpace(s); s == "" {
 			continue
 		}
-		u, err := url.Parse(s)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" {
-			return nil, fmt.Errorf("%q is not an http or https URL", redact(s))
+		u, err := parseURL(s)
+		if err != nil {
+			return nil, err
 		}
 		urls = append(urls, u)
 	}
 	return urls, nil
 }
 
+func parseURL(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" ||
+		u.Port() != "" && !isPort(u.Port()) || strings.ContainsAny(s, "?# ") {
+		return nil, fmt.Errorf("%q is not an http or https URL", redact(s))
+	}
+	return u, nil
+}
+
 func redact(s string) string {
-	if _, host, ok := strings.Cut(s, "@"); ok {
-		return "…@" + host
+	if i := strings.LastIndex(s, "@"); i >= 0 {
+		return "…" + s[i:]
 	}
 	return s
 }
@@ -438,18 +562,25 @@ func WriteReference(w io.Writer) {
 
 Every setting can be a flag, an environment variable or a key of a configuration
 file (YAML, TOML or JSON: `+"`--config FILE`"+`). A flag wins over the environment, the
-environment over the file. An unknown key or an impossible value is an error that
+environment over the file. `+"`ATHENSCTL_CONFIG`"+` names the file as well. An unknown key or an impossible value is an error that
 names it. `+"`athensctl config`"+` prints what is in force and where it came from.
 This page is made from the code: `+"`go generate ./config`"+`.
 
-| key and flag | environment | default | meaning |
-|---|---|---|---|
+A flag is `+"`--`"+` and the key. A duration reads like `+"`30s`"+` or `+"`1h30m`"+`, a size like `+"`512MiB`"+` or is a
+number of bytes.
+
+| key and flag | environment | type | default | meaning |
+|---|---|---|---|---|
 `)
 	for _, f := range fields {
 		def := "`" + f.def + "`"
+		switch f.key {
+		case "data-dir", "cache-dir", "upstream": // in words, not a value
+			def = f.def
+		}
 		if f.def == "" {
 			def = "none"
 		}
-		fmt.Fprintf(w, "| `%s` | `%s` | %s | %s |\n", f.key, f.env(), strings.ReplaceAll(def, "|", `\|`), strings.ReplaceAll(f.help, "|", `\|`))
+		fmt.Fprintf(w, "| `%s` | `%s` | %s | %s | %s |\n", f.key, f.env(), f.typeName(), strings.ReplaceAll(def, "|", `\|`), strings.ReplaceAll(f.help, "|", `\|`))
 	}
 }

@@ -40,6 +40,9 @@ func TestPrecedence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if c.Upstream != DefaultUpstream {
+		t.Errorf("upstream: got %q", c.Upstream)
+	}
 	if c.Freshness != 4*time.Minute || c.ListMaxStale != 5*time.Hour || c.Workers != 9 || !c.PublicFeeds || c.Listen != "127.0.0.1:3000" {
 		t.Errorf("got %+v", c)
 	}
@@ -85,6 +88,17 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"", "ATHENSCTL_LISTENS=x", `unknown setting ATHENSCTL_LISTENS`},
 		{"", "ATHENSCTL_PUBLIC_FEEDS=x", `public-feeds (environment ATHENSCTL_PUBLIC_FEEDS): "x"`},
 		{"--sumdb= ", "", `sumdb: " "`},
+		{"--sumdb=example.com", "", `sumdb: "example.com"`},
+		{"--sumdb=off https://example.com", "", `sumdb: "off https://example.com"`},
+		{"--sumdb=example.com https://me:hunter2@example.com", "", `sumdb: "example.com https://********@example.com"`},
+		{"--listen=127.0.0.1:99999", "", `listen: "127.0.0.1:99999"`},
+		{"--storage-url=http://h:99999", "", `storage-url: "http://h:99999"`},
+		{"--storage-url=http://h/#x", "", `storage-url: "http://h/#x"`},
+		{"--storage-url=http://me:hun@ter2@h:x", "", `storage-url: "…@h:x"`},
+		{"--role=crawler --storage-url=,", "", `storage-url: "," has no URL`},
+		{"--role=storage,crawler", "", `role: storage,crawler: nobody can reach`},
+		{"--internal-token=0123456789abcdef\n", "", `internal-token: it has a space, a newline`},
+		{"--private=https://git.example.com/*", "", `private: "https://git.example.com/*"`},
 	} {
 		var args []string
 		for a := range strings.SplitSeq(tc.args, " --") {
@@ -104,8 +118,70 @@ func TestErrorsNameTheKey(t *testing.T) {
 		t.Errorf("unknown key in a file: got %v", err)
 	}
 	file = writeFile(t, "listen: [a, b]\n")
-	if _, err := load(t, []string{"--config", file}, nil); err == nil || !strings.Contains(err.Error(), "listen: a single value") {
+	if _, err := load(t, []string{"--config", file}, nil); err == nil || !strings.Contains(err.Error(), "listen (file "+file+"): a string is needed") {
 		t.Errorf("a list in a file: got %v", err)
+	}
+}
+
+func TestFileIsStrict(t *testing.T) {
+	for _, tc := range []struct{ ext, content, want string }{ // want "": accepted
+		{"json", `{"workers": 9, "cache-max-bytes": 10737418240}`, ""},
+		{"toml", "workers = 9\nfreshness = \"30s\"\n", ""},
+		{"yml", "workers: 9\nlisten:\nsumdb: off\ncache-max-bytes: 1024\n", ""},
+		{"json", `{"workers": 9.5}`, `workers (file FILE): "9.5" is not a number`},
+		{"yaml", "workers: \"9\"\n", "workers (file FILE): a number is needed"},
+		{"yaml", "listen: 3\n", "listen (file FILE): a string is needed"},
+		{"yaml", "private: true\n", "private (file FILE): a string is needed"},
+		{"yaml", "public-feeds: \"yes\"\n", "public-feeds (file FILE): true or false is needed"},
+		{"yaml", "freshness: 60\n", "freshness (file FILE): a string such as 30s is needed"},
+		{"yaml", "cache-max-bytes: [1]\n", "cache-max-bytes (file FILE): a number of bytes, or"},
+		{"yaml", "internal-token: 12345678901234567\n", "internal-token (file FILE): a string is needed"},
+		{"yaml", "bogus: {}\n", `FILE: unknown key "bogus"`},
+		{"yaml", "log: {level: debug}\n", `FILE: unknown key "log"`},
+		{"yaml", "workers: 70\nWorkers: 80\n", `FILE: unknown key "Workers"`},
+		{"yaml", "listen: [\n", "FILE: yaml: "},
+		{"conf", "listen: x\n", "FILE: its name has to end in"},
+	} {
+		file := filepath.Join(t.TempDir(), "c."+tc.ext)
+		if err := os.WriteFile(file, []byte(tc.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		want := strings.ReplaceAll(tc.want, "FILE", file)
+		c, err := load(t, []string{"--config", file}, nil)
+		switch {
+		case want == "" && (err != nil || c.Workers != 9):
+			t.Errorf("%s %q: got %v", tc.ext, tc.content, err)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+			t.Errorf("%s %q: got %v, want %q", tc.ext, tc.content, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), "12345678901234567") {
+			t.Errorf("the error shows a secret: %v", err)
+		}
+	}
+}
+
+// What is not matched is told to the public checksum database.
+func TestPrivateToleratesSpaces(t *testing.T) {
+	c, err := load(t, []string{"--private= a.example, b.example/*,"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{"a.example/x": true, "b.example/x": true, "b.example/x/y": true, "c.example/x": false} {
+		if got := c.IsPrivate(path); got != want {
+			t.Errorf("IsPrivate(%s) = %v", path, got)
+		}
+	}
+}
+
+func TestNoHomeFolder(t *testing.T) {
+	for _, name := range []string{"HOME", "XDG_DATA_HOME", "USERPROFILE", "LocalAppData"} {
+		t.Setenv(name, "")
+	}
+	if _, err := load(t, nil, nil); err == nil || !strings.Contains(err.Error(), "data-dir: no home folder") {
+		t.Errorf("got %v", err)
+	}
+	if c, err := load(t, []string{"--data-dir=/x"}, nil); err != nil || c.CacheDir != filepath.Join("/x", "cache") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -116,13 +192,17 @@ func TestKubernetesServiceLinksAreIgnored(t *testing.T) {
 }
 
 func TestSecretsAreMasked(t *testing.T) {
-	c, err := load(t, []string{"--internal-token=0123456789abcdef", "--upstream=https://me:hunter2@example.com|direct"}, nil)
+	c, err := load(t, []string{"--internal-token=0123456789abcdef", "--upstream=https://me:hunter2@example.com|https://hunter2@example.com/x@v1|direct",
+		"--storage-url=http://a.example,http://:hunter2@b.example", "--sumdb=sum.golang.org https://me:hunter2@example.com"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range c.Settings() {
 		if strings.Contains(s.Value, "0123456789abcdef") || strings.Contains(s.Value, "hunter2") {
 			t.Errorf("%s shows a secret: %s", s.Key, s.Value)
+		}
+		if want := "https://********@example.com|https://********@example.com/x@v1|direct"; s.Key == "upstream" && s.Value != want {
+			t.Errorf("upstream: got %s, want %s", s.Value, want)
 		}
 	}
 }
