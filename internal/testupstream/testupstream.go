@@ -1,254 +1,174 @@
-// Package testupstream is a GOPROXY to test against: an origin whose content,
-// faults and counters a test or a benchmark decides. It shares no code with
-// package goproxy, so that it is a peer of it and not its mirror.
-//
-// An [Upstream] serves modules made in memory ([Upstream.Add],
-// [Upstream.AddGraph]), the download folder of a real module cache
-// ([Upstream.ServeModCache]), and below /sumdb/ a checksum database of its own
-// over what it serves, which the go command accepts when GOSUMDB has the value
-// of [Upstream.GOSUMDB]. Every request is counted ([Upstream.Requests]) and
-// logged ([Upstream.Log]), also one that meets a fault ([Upstream.Fault]).
-//
-// All methods are safe for concurrent use, while requests are served too. What
-// a test adds last wins: a module over an older one of the same version and
-// over the module cache, a fault over older faults.
-//
-// Waiting is on timers and channels alone. Inside a testing/synctest bubble,
-// make the Upstream in the bubble and reach it through [Upstream.Dial].
+// Package testupstream is a GOPROXY upstream to test against: made-up modules,
+// counted requests, and faults on demand. It shares no code with athensctl's own
+// handler and client.
 package testupstream
 
 import (
-	"context"
-	"errors"
+	"archive/zip"
+	"bytes"
 	"fmt"
 	"io"
-	"log"
-	"net"
+	"math/rand/v2"
 	"net/http"
-	"os"
-	"path/filepath"
+	"net/http/httptest"
+	"strings"
 	"sync"
-	"sync/atomic"
+	"testing"
 	"time"
 
 	"golang.org/x/mod/module"
 )
 
-// Upstream is an http.Handler, and a server once it listens. Make it with New
-// or Start.
-type Upstream struct {
-	sums  *sumDB
-	count counter
-
-	latestOff atomic.Bool
-	closed    chan struct{}
+// Server is the upstream. Its fields are set before use; its methods are safe
+// for concurrent use.
+type Server struct {
+	URL string
+	// Delay is how long each answer waits.
+	Delay time.Duration
 
 	mu       sync.Mutex
-	modules  map[string]map[string]*memVersion // by path, by version
-	lists    map[string][]byte                 // what SetList said
-	queries  map[module.Version]string         // path and query → version
-	modCache string                            // cache/download folder; "": none
-	faults   []*fault                          // newest last
-	dir      string                            // of big zips; "": not made yet
-	files    int                               // made in dir
-	url      string
-	server   *http.Server
-	pipe     *pipeListener
-	isClosed bool
+	modules  map[string][]module.Version // by path
+	mods     map[module.Version]string
+	zips     map[module.Version][]byte
+	requests map[string]int
+	fault    http.HandlerFunc
 }
 
-var _ http.Handler = (*Upstream)(nil)
-
-// New returns an empty upstream that does not listen yet. Its checksum database
-// has a name and a key that no other has, so that nothing which a client kept
-// from another one gets in the way.
-func New() (*Upstream, error) {
-	u := &Upstream{
-		closed:  make(chan struct{}),
-		modules: map[string]map[string]*memVersion{},
-		lists:   map[string][]byte{},
-		queries: map[module.Version]string{},
-	}
-	var err error
-	u.sums, err = newSumDB(u)
-	return u, err
+// New starts an upstream that ends with the test.
+func New(t testing.TB) *Server {
+	s := &Server{modules: map[string][]module.Version{}, mods: map[module.Version]string{}, zips: map[module.Version][]byte{}, requests: map[string]int{}}
+	srv := httptest.NewServer(s)
+	t.Cleanup(srv.Close)
+	s.URL = srv.URL
+	return s
 }
 
-// TB is the part of testing.TB that Start needs.
-type TB interface {
-	Helper()
-	Cleanup(func())
-	Fatalf(format string, args ...any)
+// Add makes a version: its go.mod needs the given modules, its zip has about
+// size bytes that cannot be compressed.
+func (s *Server) Add(path, version string, size int, needs ...module.Version) module.Version {
+	m := module.Version{Path: path, Version: version}
+	mod := "module " + path + "\n\ngo 1.21\n"
+	for _, n := range needs {
+		mod += "\nrequire " + n.Path + " " + n.Version + "\n"
+	}
+	noise := make([]byte, size)
+	rand.NewChaCha8([32]byte([]byte(fmt.Sprintf("%-32.32s", path+version)))).Read(noise)
+	s.AddFiles(m, mod, [][2]string{{"go.mod", mod}, {"p.go", "package p\n"}, {"noise.bin", string(noise)}})
+	return m
 }
 
-// Start returns an upstream with these modules that listens on a free port of
-// the loopback interface until the test ends.
-func Start(t TB, modules ...Module) *Upstream {
-	t.Helper()
-	u, err := New()
-	if err != nil {
-		t.Fatalf("testupstream: %v", err)
+// AddFiles makes a version with any .mod and any files in its zip.
+func (s *Server) AddFiles(m module.Version, mod string, files [][2]string) {
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	for _, f := range files {
+		name := f[0]
+		if !strings.HasPrefix(name, "/") {
+			name = m.String() + "/" + name
+		}
+		w, err := z.CreateHeader(&zip.FileHeader{Name: strings.TrimPrefix(name, "/"), Method: zip.Store})
+		if err != nil {
+			panic(err)
+		}
+		io.WriteString(w, f[1])
 	}
-	t.Cleanup(u.Close)
-	if err := u.Add(modules...); err != nil {
-		t.Fatalf("testupstream: %v", err)
+	if err := z.Close(); err != nil {
+		panic(err)
 	}
-	if err := u.Listen("127.0.0.1:0"); err != nil {
-		t.Fatalf("testupstream: %v", err)
-	}
-	return u
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.modules[m.Path] = append(s.modules[m.Path], m)
+	s.mods[m], s.zips[m] = mod, b.Bytes()
 }
 
-// Listen starts serving on a TCP address. Use it again after Stop, with the
-// same address, to bring the upstream back.
-func (u *Upstream) Listen(addr string) error {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return err
-	}
-	return u.Serve(l, u)
+// SetFault answers every request with f; nil ends that.
+func (s *Server) SetFault(f http.HandlerFunc) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fault = f
 }
 
-// Serve starts serving on l, in the background, and owns l from then on. The
-// handler is u, or one that hands u what it does not answer itself.
-func (u *Upstream) Serve(l net.Listener, h http.Handler) error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.isClosed || u.server != nil {
-		l.Close()
-		return errors.New("testupstream: already serving, or closed")
+// Requests counts the requests whose path ends so.
+func (s *Server) Requests(suffix string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for path, count := range s.requests {
+		if strings.HasSuffix(path, suffix) {
+			n += count
+		}
 	}
-	u.url = "http://" + l.Addr().String()
-	u.server = newServer(h)
-	go u.server.Serve(l)
-	return nil
+	return n
 }
 
-func newServer(h http.Handler) *http.Server {
-	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: time.Minute,
-		ErrorLog:          log.New(io.Discard, "", 0), // faults are meant
+// MostAsked is the path that was asked most often, of those that end so.
+func (s *Server) MostAsked(suffix string) (path string, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p, count := range s.requests {
+		if strings.HasSuffix(p, suffix) && count > n {
+			path, n = p, count
+		}
 	}
+	return path, n
 }
 
-// Stop closes the TCP listener and cuts every connection to it: the upstream
-// is gone. URL and content stay.
-func (u *Upstream) Stop() {
-	u.mu.Lock()
-	s := u.server
-	u.server = nil
-	u.mu.Unlock()
-	if s != nil {
-		s.Close()
-	}
-}
-
-// Close stops serving for good and removes what is on disk.
-func (u *Upstream) Close() {
-	u.Stop()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.isClosed {
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	s.requests[r.URL.Path]++
+	fault := s.fault
+	s.mu.Unlock()
+	time.Sleep(s.Delay)
+	if fault != nil {
+		fault(w, r)
 		return
 	}
-	u.isClosed = true
-	close(u.closed)
-	if u.pipe != nil {
-		u.pipe.server.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	escaped, rest, ok := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/@")
+	path, err := module.UnescapePath(escaped)
+	versions := s.modules[path]
+	if !ok || err != nil || versions == nil {
+		http.Error(w, "not found: "+r.URL.Path, http.StatusNotFound)
+		return
 	}
-	if u.dir != "" {
-		os.RemoveAll(u.dir)
+	info := func(v string) { fmt.Fprintf(w, `{"Version":%q,"Time":"2026-01-02T03:04:05Z"}`, v) }
+	if rest == "latest" {
+		info(versions[len(versions)-1].Version)
+		return
 	}
-}
-
-// URL is the value for GOPROXY; "" before the first Listen.
-func (u *Upstream) URL() string {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.url
-}
-
-// GoEnv is the environment for a go command that uses the proxy (this upstream
-// when it is empty) and this upstream's checksum database, keeps what it
-// downloads below dir, and asks nobody else. Its files can be deleted.
-func (u *Upstream) GoEnv(proxy, dir string) []string {
-	if proxy == "" {
-		proxy = u.URL()
-	}
-	return append(os.Environ(),
-		"GOPROXY="+proxy, "GOSUMDB="+u.GOSUMDB(),
-		"GONOPROXY=", "GONOSUMDB=", "GOPRIVATE=", "GOINSECURE=", "GOVCS=*:off",
-		"GOPATH="+dir, "GOMODCACHE="+filepath.Join(dir, "pkg", "mod"),
-		"GOFLAGS=-modcacherw -buildvcs=false", "GOENV=off", "GOWORK=off", "GO111MODULE=", "GOTOOLCHAIN=local",
-	)
-}
-
-// tempFile names a file for a big zip; it does not exist yet.
-func (u *Upstream) tempFile() (string, error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.isClosed {
-		return "", errors.New("testupstream: closed")
-	}
-	if u.dir == "" {
-		dir, err := os.MkdirTemp("", "testupstream-")
-		if err != nil {
-			return "", err
+	rest = strings.TrimPrefix(rest, "v/")
+	if rest == "list" {
+		for _, m := range versions {
+			fmt.Fprintln(w, m.Version)
 		}
-		u.dir = dir
+		return
 	}
-	u.files++
-	return filepath.Join(u.dir, fmt.Sprintf("%d.zip", u.files)), nil
-}
-
-// Dial connects to the upstream without a network, whatever the address: the
-// DialContext of an http.Transport. Stop does not end such connections.
-func (u *Upstream) Dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	u.mu.Lock()
-	if u.isClosed {
-		u.mu.Unlock()
-		return nil, errors.New("testupstream: closed")
+	dot := strings.LastIndexByte(rest, '.')
+	version, _ := module.UnescapeVersion(rest[:max(dot, 0)])
+	if version == "main" && strings.HasSuffix(rest, ".info") {
+		info(versions[0].Version)
+		return
 	}
-	if u.pipe == nil {
-		u.pipe = &pipeListener{conns: make(chan net.Conn), done: make(chan struct{}), server: newServer(u)}
-		go u.pipe.server.Serve(u.pipe)
-	}
-	p := u.pipe
-	u.mu.Unlock()
-	client, server := net.Pipe()
-	select {
-	case p.conns <- server:
-		return client, nil
-	case <-p.done:
-		return nil, net.ErrClosed
-	case <-u.closed:
-		return nil, net.ErrClosed
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	m := module.Version{Path: path, Version: version}
+	mod, ok := s.mods[m]
+	switch {
+	case !ok:
+		http.Error(w, "not found: "+m.String(), http.StatusNotFound)
+	case rest[dot:] == ".info":
+		info(version)
+	case rest[dot:] == ".mod":
+		io.WriteString(w, mod)
+	case rest[dot:] == ".zip":
+		content := s.zips[m]
+		w.Header().Set("Content-Type", "application/zip")
+		s.mu.Unlock()
+		w.Write(content)
+		s.mu.Lock()
+	default:
+		http.NotFound(w, r)
 	}
 }
 
-// pipeListener is a net.Listener for Dial.
-type pipeListener struct {
-	conns  chan net.Conn
-	done   chan struct{}
-	once   sync.Once
-	server *http.Server
-}
-
-func (p *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-p.conns:
-		return c, nil
-	case <-p.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (p *pipeListener) Close() error {
-	p.once.Do(func() { close(p.done) })
-	return nil
-}
-
-func (p *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "testupstream", Net: "pipe"} }
+// Gone is a fault: the connection is cut without an answer.
+func (s *Server) Gone(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }

@@ -254,7 +254,7 @@ func TestFaults(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { // the deadline of a day takes no time
-				u, err := New()
+				u, err := NewUpstream()
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -36,7 +36,7 @@ func run() error {
 	zipBytes := flag.Int64("zip-bytes", 0, "size of each zip made; 0: small")
 	root := flag.String("root", "", "write a main module that needs all modules made into this folder")
 	latestOff := flag.Bool("latest-off", false, "answer 404 to @latest")
-	u, err := testupstream.New()
+	u, err := testupstream.NewUpstream()
 	if err != nil {
 		return err
 	}
