@@ -25,7 +25,11 @@ func CheckMod(m module.Version, mod []byte) error {
 	if len(mod) > MaxModBytes {
 		return fmt.Errorf("%s: go.mod is larger than %d bytes", m, MaxModBytes)
 	}
-	if _, err := modfile.ParseLax(m.String()+"/go.mod", mod, nil); err != nil {
+	f, err := modfile.ParseLax(m.String()+"/go.mod", mod, nil)
+	if err == nil && f.Module == nil {
+		err = errors.New("it declares no module")
+	}
+	if err != nil {
 		return fmt.Errorf("%s: go.mod cannot be parsed: %w", m, err)
 	}
 	return nil

@@ -1,3 +1,5 @@
+//go:build unix
+
 package e2e
 
 import (
@@ -101,6 +103,8 @@ func (p *process) start() {
 	p.log = &lockedBuffer{}
 	p.cmd.Stderr = p.log
 	p.cmd.Env = append(os.Environ(), p.env...)
+	// A group of its own, so that what it runs under ends with it.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
@@ -119,7 +123,7 @@ func (p *process) start() {
 
 func (p *process) kill() {
 	if p.cmd != nil && p.cmd.ProcessState == nil {
-		p.cmd.Process.Kill()
+		syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 		p.cmd.Wait()
 	}
 }

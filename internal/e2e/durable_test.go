@@ -1,0 +1,182 @@
+//go:build unix
+
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"mime/multipart"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/athensctl/athensctl/storage/storagetest"
+)
+
+func save(url string, v storagetest.Version) error {
+	var b bytes.Buffer
+	form := multipart.NewWriter(&b)
+	for name, content := range map[string][]byte{"mod.info": v.Info, "mod.mod": v.Mod, "mod.zip": v.Zip} {
+		w, err := form.CreateFormFile(name, name)
+		if err != nil {
+			return err
+		}
+		w.Write(content)
+	}
+	form.Close()
+	client := &http.Client{Timeout: 10 * time.Second}
+	resp, err := client.Post(fmt.Sprintf("%s/%s/@v/%s.save", url, v.Path, v.Version.Version), form.FormDataContentType(), &b)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != 200 {
+		text, _ := io.ReadAll(resp.Body)
+		return fmt.Errorf("%s: %s", resp.Status, text)
+	}
+	return nil
+}
+
+// kill -9 at random moments during saves: after each restart every version is
+// whole or absent, and one whose save succeeded is whole, in catalog and index.
+func TestKill(t *testing.T) {
+	const kills = 200
+	dir := t.TempDir()
+	p := prepare(t, "--role=storage", "--data-dir", dir)
+	saved := map[string]storagetest.Version{}
+	tried := map[string]storagetest.Version{}
+	n := 0
+	for range kills {
+		p.start()
+		stop := make(chan struct{})
+		killed := make(chan struct{})
+		go func() {
+			time.Sleep(time.Duration(rand.IntN(25_000)) * time.Microsecond)
+			p.cmd.Process.Kill()
+			close(killed)
+		}()
+		go func() { <-killed; close(stop) }()
+		for running := true; running; {
+			v := storagetest.New(fmt.Sprintf("example.com/m%d", n%17), fmt.Sprintf("v1.%d.0", n), strings.Repeat("x", rand.IntN(100_000)))
+			n++
+			tried[v.String()] = v
+			if err := save(p.url, v); err == nil {
+				saved[v.String()] = v
+			}
+			select {
+			case <-stop:
+				running = false
+			default:
+			}
+		}
+		p.cmd.Wait()
+	}
+	p.start()
+	t.Logf("%d kills, %d saves tried, %d succeeded", kills, len(tried), len(saved))
+	var whole map[string]bool
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		_, body, _ := get(t, p.url+"/catalog?pagesize=10000")
+		var page struct {
+			Modules []struct{ Module, Version string }
+		}
+		if err := json.Unmarshal([]byte(body), &page); err != nil {
+			t.Fatal(err)
+		}
+		whole = map[string]bool{}
+		for _, m := range page.Modules {
+			whole[m.Module+"@"+m.Version] = true
+		}
+		missing := 0
+		for name := range saved {
+			if !whole[name] {
+				missing++
+			}
+		}
+		if missing == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d saved versions are not in the catalog", missing)
+		}
+	}
+	for name, v := range tried {
+		for ext, want := range map[string][]byte{"info": v.Info, "mod": v.Mod, "zip": v.Zip} {
+			status, body, _ := get(t, fmt.Sprintf("%s/%s/@v/%s.%s", p.url, v.Path, v.Version.Version, ext))
+			switch {
+			case status == 200 && body == string(want):
+			case status == 404 && !whole[name]:
+			default:
+				t.Errorf("%s.%s: status %d, %d bytes of %d; in the catalog: %v", name, ext, status, len(body), len(want), whole[name])
+			}
+		}
+		// A save that was cut can be made again.
+		if err := save(p.url, v); err != nil {
+			t.Errorf("save %s again: %v", name, err)
+		}
+	}
+	_, body, _ := get(t, p.url+"/index?limit=10000")
+	if lines := strings.Count(body, "\n"); lines != len(tried) {
+		t.Errorf("the index has %d lines, want %d", lines, len(tried))
+	}
+}
+
+// need skips on a laptop, and fails where everything must run.
+func need(t *testing.T, tool string) string {
+	t.Helper()
+	path, err := exec.LookPath(tool)
+	if err != nil {
+		if os.Getenv("ATHENSCTL_TEST_REQUIRE") != "" {
+			t.Fatalf("%s is missing", tool)
+		}
+		t.Skipf("%s is missing", tool)
+	}
+	return path
+}
+
+// A full disk: a clear error, nothing half-written, reads go on.
+func TestFullDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		if os.Getenv("ATHENSCTL_TEST_REQUIRE") != "" && os.Getenv("GITHUB_ACTIONS") == "" {
+			t.Fatal("mounting a small file system needs root")
+		}
+		t.Skip("mounting a small file system needs root")
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", dir).CombinedOutput(); err != nil {
+		t.Fatalf("mount: %v: %s", err, out)
+	}
+	t.Cleanup(func() { exec.Command("umount", "-l", dir).Run() })
+	p := start(t, "--role=storage", "--data-dir", dir)
+	var kept []storagetest.Version
+	var err error
+	for i := 0; err == nil; i++ {
+		noise := make([]byte, 300<<10)
+		for j := range noise {
+			noise[j] = byte('a' + rand.IntN(26))
+		}
+		v := storagetest.New("example.com/m", fmt.Sprintf("v1.%d.0", i), string(noise))
+		if err = save(p.url, v); err == nil {
+			kept = append(kept, v)
+		}
+		if i > 100 {
+			t.Fatal("the disk does not fill")
+		}
+	}
+	if !strings.Contains(err.Error(), "503") || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("on a full disk: %v", err)
+	}
+	if len(kept) == 0 {
+		t.Fatal("nothing was kept before the disk was full")
+	}
+	for _, v := range kept {
+		if status, body, _ := get(t, p.url+"/"+v.Path+"/@v/"+v.Version.Version+".zip"); status != 200 || body != string(v.Zip) {
+			t.Errorf("%s after the disk was full: %d", v, status)
+		}
+	}
+}
