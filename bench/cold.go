@@ -206,8 +206,8 @@ func (g *goClient) downloaded() (zips, mods int, mib float64, err error) {
 }
 
 // corpusGoMod is the go.mod to download from a corpus: the one that was named,
-// or else the go.mod in it with the most requirements of those for which a
-// download from the corpus alone succeeds.
+// or else the one with the most requirements, of those in it and that of the
+// current folder, for which a download from the corpus alone succeeds.
 func (b *bench) corpusGoMod(ctx context.Context, dir string) ([]byte, error) {
 	if b.opt.coldGoMod != "" {
 		return os.ReadFile(b.opt.coldGoMod)
@@ -235,9 +235,13 @@ func (b *bench) corpusGoMod(ctx context.Context, dir string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--cold-corpus: %w", err)
 	}
+	if raw, err := os.ReadFile("go.mod"); err == nil {
+		all = append(all, candidate{"go.mod", raw, bytes.Count(raw, []byte(" v"))})
+	}
 	slices.SortStableFunc(all, func(x, y candidate) int { return cmp.Compare(y.requirements, x.requirements) })
+	all = all[:min(len(all), 50)]
 	tries := errors.New("no go.mod with requirements")
-	for _, c := range all[:min(len(all), 25)] {
+	for _, c := range all {
 		g, err := b.newGoClient(b.up.url, c.goMod)
 		if err != nil {
 			return nil, err

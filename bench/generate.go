@@ -122,7 +122,8 @@ func randomFile(size int, seed uint64) packedFile {
 	return pack(data, zip.Store)
 }
 
-// sourcePool is files of about 40 KB that compress about as well as Go source.
+// sourcePool is files of about 16 KB, the mean of real modules' files, that
+// compress about as well as Go source.
 var sourcePool = sync.OnceValue(func() []packedFile {
 	r := rand.New(rand.NewPCG(1, 2))
 	words := make([]string, 2000)
@@ -134,11 +135,11 @@ var sourcePool = sync.OnceValue(func() []packedFile {
 		words[i] = string(b)
 	}
 	word := func() string { return words[min(r.IntN(len(words)), r.IntN(len(words)))] }
-	pool := make([]packedFile, 64)
+	pool := make([]packedFile, 160)
 	for i := range pool {
 		var b bytes.Buffer
 		b.WriteString("package p\n\n")
-		for b.Len() < 40<<10 {
+		for b.Len() < 16<<10 {
 			fmt.Fprintf(&b, "func (%c *%s) %s(%s int) error {\n\tif err := %s.%s(%d); err != nil {\n\t\treturn err\n\t}\n\treturn nil\n}\n\n",
 				'a'+byte(r.IntN(26)), word(), word(), word(), word(), word(), r.IntN(1000))
 		}
@@ -168,12 +169,12 @@ func graph(prefix string, n int) (ms []*genModule, goMod []byte) {
 	root := "module bench.example/app\n\ngo 1.16\n\nrequire (\n"
 	for i := range n {
 		m := goModOnly(path(i), "v1.0.0", "v1.1.0", "v1.2.0")
-		files := 12
+		files := 36
 		switch {
 		case i%20 == 0:
-			files = 200
+			files = 600
 		case i%5 == 0:
-			files = 50
+			files = 150
 		}
 		for j := range files {
 			m.content = append(m.content, pool[(i+j)%len(pool)])

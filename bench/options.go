@@ -74,7 +74,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	fs.StringVar(&opt.nginx, "nginx", "auto", "auto: when installed; require; off")
 	fs.IntVar(&opt.coldPairs, "cold-pairs", 5, "pairs of cold downloads")
 	fs.StringVar(&opt.coldCorpus, "cold-corpus", "", "a module cache's cache/download `folder` to serve in place of the generated modules")
-	fs.StringVar(&opt.coldGoMod, "cold-gomod", "", "go.mod `file` to download from --cold-corpus (default: the largest in it that downloads whole)")
+	fs.StringVar(&opt.coldGoMod, "cold-gomod", "", "go.mod `file` to download from --cold-corpus (default: the largest in it, or ./go.mod, that downloads whole)")
 	fs.StringVar(&opt.out, "out", "", "`folder` for bench.md and bench.json")
 	fs.BoolVar(&opt.check, "check", false, "exit with 1 when a budget is missed")
 	fs.DurationVar(&opt.timeout, "timeout", 20*time.Minute, "end the run after this time")
