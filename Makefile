@@ -1,50 +1,62 @@
 # The tasks of this repository; `make` lists them.
-TOOLS   ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/athensctl-tools
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
-FUZZTIME ?= 10s
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
 
-STATICCHECK = $(TOOLS)/staticcheck-v0.8.2/staticcheck
-GOVULNCHECK = $(TOOLS)/govulncheck-v1.9.0/govulncheck
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+FUZZTIME   ?= 10s
+BENCHFLAGS ?=
+
+# Tools are kept outside the tree, by their version and by that of the Go that
+# built them: one built by an older Go does not read newer code.
+CACHE       ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/athensctl-tools
+BIN          = $(CACHE)/$(GOVERSION)
+GOVERSION   := $(shell go env GOVERSION 2>/dev/null || echo no-go)
+STATICCHECK  = $(BIN)/staticcheck-v0.8.2/staticcheck
+GOVULNCHECK  = $(BIN)/govulncheck-v1.9.0/govulncheck
 
 help: ## list the tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 build: ## build bin/athensctl
 	CGO_ENABLED=0 go build -trimpath -ldflags "-X github.com/athensctl/athensctl/internal/cli.version=$(VERSION)" -o bin/athensctl .
 
-test: tools lint ## install what is needed, lint, run all tests with -race
-	@echo "== go test -race"
-	ATHENSCTL_TEST_REQUIRE=1 go test -race -timeout 20m ./...
+# -count=1, since go test does not see that what a test starts (the binary it
+# builds, go list) has changed, and would answer from its cache.
+test: tools lint ## install what is missing, lint, and run every test with -race
+	@PATH="$$PATH:/usr/sbin:/sbin" ATHENSCTL_TEST_REQUIRE=1 test/step.sh "go test -race" \
+		go test -race -count=1 -timeout 20m ./...
 
-tools: $(STATICCHECK) $(GOVULNCHECK) ## install the pinned tools
-	@command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] || { echo "strace is missing; as root: apt-get install strace" >&2; exit 1; }; \
-		apt-get update -q && apt-get install -y -q strace; }
+tools: packages $(STATICCHECK) $(GOVULNCHECK) ## install what the tests and lint need
+
+packages:
+	@test/step.sh "Debian packages" test/packages.sh
 
 $(STATICCHECK):
-	@echo "== install staticcheck"
-	GOBIN=$(@D) go install honnef.co/go/tools/cmd/staticcheck@v0.8.2
+	@GOBIN=$(@D) test/step.sh "install staticcheck" go install honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 $(GOVULNCHECK):
-	@echo "== install govulncheck"
-	GOBIN=$(@D) go install golang.org/x/vuln/cmd/govulncheck@v1.9.0
+	@GOBIN=$(@D) test/step.sh "install govulncheck" go install golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-lint: $(STATICCHECK) $(GOVULNCHECK) ## gofmt, go vet, staticcheck, go mod tidy, govulncheck
-	@echo "== lint"
-	@test -z "$$(gofmt -l .)" || { echo "gofmt -l:"; gofmt -l .; exit 1; }
-	go vet ./...
-	$(STATICCHECK) ./...
-	go mod tidy -diff
-	@sh test/govulncheck.sh $(GOVULNCHECK)
+lint: $(STATICCHECK) $(GOVULNCHECK) ## gofmt, go vet, staticcheck, go mod tidy -diff, govulncheck
+	@test/step.sh "gofmt" test/gofmt.sh
+	@test/step.sh "go mod tidy -diff" go mod tidy -diff
+	@test/step.sh "go vet" go vet ./...
+	@test/step.sh "staticcheck" $(STATICCHECK) ./...
+	@test/step.sh "govulncheck" test/govulncheck.sh $(GOVULNCHECK)
 
-fuzz: ## run each fuzz target for FUZZTIME
-	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
-		sed -n 's/^func \(Fuzz[A-Za-z0-9]*\).*/\1/p' $$dir/*_test.go | while read -r f; do \
-			echo "== $$dir $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; done || exit 1; done
+fuzz: ## run each fuzz target for FUZZTIME (10s)
+	@test/fuzz.sh $(FUZZTIME)
 
-generate: ## make docs/configuration.md again
+bench: ## measure side by side; BENCHFLAGS="--only warm", see bench/README.md
+	go run ./bench $(BENCHFLAGS)
+
+generate: ## write again what is generated (docs/configuration.md)
 	go generate ./...
 
 clean: ## remove what build made
 	rm -rf bin
 
-.PHONY: help build test tools lint fuzz generate clean
+.PHONY: help build test tools packages lint fuzz bench generate clean

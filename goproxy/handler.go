@@ -18,7 +18,7 @@ import (
 // Headers that are part of the protocol between the roles and of the public answers.
 const (
 	// HeaderNoFetch on a request asks to answer from what is kept.
-	// Source: https://the public mirror.
+	// Source: the front page of the public Go mirror.
 	HeaderNoFetch = "Disable-Module-Fetch"
 	// HeaderChecked says when upstream last confirmed a list or a query's
 	// answer, in RFC 3339.
