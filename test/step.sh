@@ -16,7 +16,7 @@ status=$?
 kill "$beat" 2>/dev/null
 wait "$beat" 2>/dev/null
 if [ "$status" = 0 ]; then
-	echo "   $name: ok, ${SECONDS} s"
+	echo "   $name: done, ${SECONDS} s"
 else
 	echo "   $name: FAILED (exit $status), ${SECONDS} s" >&2
 fi
