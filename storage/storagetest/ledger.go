@@ -151,11 +151,15 @@ func claimOnce(t *testing.T, b Backend) {
 func wait(t *testing.T, b Backend) {
 	_, l := b.Open(t, t.TempDir(), time.Now)
 	must(t, l.Wait(ctx, jobKey(1))) // no such job
-	for name, end := range map[string]func(*storage.Job) error{
-		"done":   func(j *storage.Job) error { return l.Done(ctx, j, nil) },
-		"failed": func(j *storage.Job) error { return l.Done(ctx, j, goproxy.NotFound("no such thing")) },
-		"retry":  func(j *storage.Job) error { return l.Retry(ctx, j, time.Hour, goproxy.NotFound("no such thing")) },
+	for _, tc := range []struct {
+		name string
+		end  func(*storage.Job) error
+	}{
+		{"done", func(j *storage.Job) error { return l.Done(ctx, j, nil) }},
+		{"failed", func(j *storage.Job) error { return l.Done(ctx, j, goproxy.NotFound("no such thing")) }},
+		{"retry", func(j *storage.Job) error { return l.Retry(ctx, j, time.Hour, goproxy.NotFound("no such thing")) }},
 	} {
+		name, end := tc.name, tc.end
 		_, err := l.Enqueue(ctx, storage.Job{Key: jobKey(1)})
 		must(t, err)
 		j, err := l.Claim(ctx, "w", time.Minute)
