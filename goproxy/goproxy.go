@@ -166,10 +166,13 @@ type Blob struct {
 
 // NewBlob is a Blob over bytes in memory.
 func NewBlob(content []byte, modTime time.Time) *Blob {
-	return &Blob{ReadCloser: memory{bytes.NewReader(content)}, SizeBytes: int64(len(content)), ModTime: modTime}
+	return &Blob{ReadCloser: memory{bytes.NewReader(content), content}, SizeBytes: int64(len(content)), ModTime: modTime}
 }
 
-type memory struct{ *bytes.Reader }
+type memory struct {
+	*bytes.Reader
+	content []byte
+}
 
 func (memory) Close() error { return nil }
 

@@ -132,6 +132,9 @@ func serveFile(ctx context.Context, c echo.Context, src Source, req Request) err
 	if setImmutable(c, blob.SizeBytes, blob.ModTime) {
 		return nil
 	}
+	if m, ok := blob.ReadCloser.(memory); ok {
+		return writeBytes(c, m.content)
+	}
 	return writeBlob(c, blob)
 }
 
