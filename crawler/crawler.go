@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -63,9 +64,14 @@ type Crawler struct {
 	store    storage.Store
 	ledger   storage.Ledger
 	nudge    chan struct{}
+	slots    *semaphore.Weighted // one for each of the Workers
 	zips     *semaphore.Weighted
 	inflight *semaphore.Weighted
 	outcomes *prometheus.CounterVec
+	claims   atomic.Uint64
+
+	mu      sync.Mutex
+	running context.Context // Run's; nil: it does not run
 }
 
 var _ goproxy.Source = (*Crawler)(nil)
@@ -75,6 +81,7 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 	c := &Crawler{
 		o: o, store: store, ledger: ledger,
 		nudge:    make(chan struct{}, o.Workers),
+		slots:    semaphore.NewWeighted(int64(o.Workers)),
 		zips:     semaphore.NewWeighted(int64(o.ZipWorkers)),
 		inflight: semaphore.NewWeighted(o.InflightBytes),
 		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -91,78 +98,71 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 // List implements goproxy.Source: the list as fresh as Freshness says.
 func (c *Crawler) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
 	k := storage.Key{Path: path, File: storage.FileList}
-	var list *goproxy.VersionList
-	err := c.ensure(ctx, k, func() (bool, error) {
+	return ensure(ctx, c, k, func(ctx context.Context) (*goproxy.VersionList, error) {
 		known, err := c.known(ctx, k)
-		if known == nil || err != nil {
-			return false, err
+		if err != nil {
+			return nil, err
 		}
-		list = goproxy.NewVersionList(path, known.Versions, known.Checked)
-		return true, nil
+		return goproxy.NewVersionList(path, known.Versions, known.Checked), nil
 	})
-	return list, err
 }
 
 // Resolve implements goproxy.Source.
 func (c *Crawler) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
 	k := storage.Key{Path: path, Query: query, File: storage.FileInfo}
-	var info *goproxy.Info
-	err := c.ensure(ctx, k, func() (found bool, err error) {
+	return ensure(ctx, c, k, func(ctx context.Context) (*goproxy.Info, error) {
 		if goproxy.IsCanonical(path, query) {
-			info, err = c.store.Resolve(ctx, path, query)
-			return found1(err)
+			return c.store.Resolve(ctx, path, query)
 		}
 		known, err := c.known(ctx, k)
-		if known == nil || err != nil {
-			return false, err
+		if err != nil {
+			return nil, err
 		}
-		if info, err = goproxy.ParseInfo(path, query, known.Info); err == nil {
+		info, err := goproxy.ParseInfo(path, query, known.Info)
+		if err == nil {
 			info.Checked = known.Checked
 		}
-		return true, err
+		return info, err
 	})
-	return info, err
 }
 
 // Mod implements goproxy.Source.
-func (c *Crawler) Mod(ctx context.Context, m module.Version) (b *goproxy.Blob, err error) {
-	err = c.ensure(ctx, storage.Key{Path: m.Path, Query: m.Version, File: storage.FileMod}, func() (bool, error) {
-		b, err = c.store.Mod(ctx, m)
-		return found1(err)
-	})
-	return b, err
+func (c *Crawler) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileMod}
+	return ensure(ctx, c, k, func(ctx context.Context) (*goproxy.Blob, error) { return c.store.Mod(ctx, m) })
 }
 
 // Zip implements goproxy.Source. It sees to it that .info is fetched too, so
 // that the version becomes complete; the go.mod file is in the zip.
-func (c *Crawler) Zip(ctx context.Context, m module.Version) (b *goproxy.Blob, err error) {
-	err = c.ensure(ctx, storage.Key{Path: m.Path, Query: m.Version, File: storage.FileZip}, func() (bool, error) {
-		b, err = c.store.Zip(ctx, m)
-		return found1(err)
-	})
-	return b, err
+func (c *Crawler) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileZip}
+	return ensure(ctx, c, k, func(ctx context.Context) (*goproxy.Blob, error) { return c.store.Zip(ctx, m) })
 }
 
-func found1(err error) (bool, error) {
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// known is upstream's fresh answer for k: nil when there is none, a refusal as
-// an error.
+// known is upstream's fresh answer for k: fs.ErrNotExist when there is none, a
+// refusal as an error of its own, which errRefused matches.
 func (c *Crawler) known(ctx context.Context, k storage.Key) (*storage.Known, error) {
 	known, err := c.ledger.Known(ctx, k)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	} else if err != nil {
+	if err != nil {
 		return nil, err
 	}
 	if time.Since(known.Checked) >= c.o.Freshness {
-		return nil, nil
+		return nil, goproxy.NotFound("%s: the answer is old", k)
 	}
-	return known, Refusal(known)
+	if err := Refusal(known); err != nil {
+		return nil, refused{err}
+	}
+	return known, nil
+}
+
+// refused marks an error that upstream is known to have given.
+type refused struct{ error }
+
+func (r refused) Unwrap() error { return r.error }
+
+func isRefused(err error) bool {
+	var r refused
+	return errors.As(err, &r)
 }
 
 // Refusal is the error that a remembered answer stands for; nil when it is none.
@@ -173,38 +173,69 @@ func Refusal(k *storage.Known) error {
 	return &goproxy.Error{Status: k.RefusedStatus, Message: k.Refused}
 }
 
-// ensure sees to it that look finds what k names: it makes a job where it is
-// missing and waits until somebody has done it.
-func (c *Crawler) ensure(ctx context.Context, k storage.Key, look func() (bool, error)) error {
-	var waited error
+// ensure returns what look finds for k. Where it finds nothing it makes a job of
+// it, and does it at once when a worker is free; otherwise, and when there was a
+// job already, it waits until somebody has done it.
+func ensure[T any](ctx context.Context, c *Crawler, k storage.Key, look func(context.Context) (T, error)) (T, error) {
+	var none T
 	for range 3 {
-		if found, err := look(); found || err != nil {
-			return err
+		v, err := look(ctx)
+		if isRefused(err) || !errors.Is(err, fs.ErrNotExist) {
+			return v, err
 		}
-		if _, err := c.known(ctx, k); err != nil {
-			return err
+		if k.File != storage.FileList {
+			if _, err := c.known(ctx, k); isRefused(err) {
+				return none, err
+			}
 		}
 		if goproxy.NoFetch(ctx) {
 			e := goproxy.NotFound("%s: not kept, and the request says not to fetch it", k)
 			e.NoStore = true
-			return e
+			return none, e
 		}
 		if k.File == storage.FileZip {
 			info := storage.Key{Path: k.Path, Query: k.Query, File: storage.FileInfo}
 			if _, err := c.store.Resolve(ctx, k.Path, k.Query); errors.Is(err, fs.ErrNotExist) {
 				if err := c.enqueue(ctx, info); err != nil {
-					return err
+					return none, err
 				}
 			}
 		}
+		if err := c.fetched(ctx, k); err != nil {
+			return none, err
+		}
+	}
+	return none, goproxy.Errorf(http.StatusBadGateway, "%s: the fetch ended without a result", k)
+}
+
+// fetched returns when a job for k has ended, with its error.
+func (c *Crawler) fetched(ctx context.Context, k storage.Key) error {
+	worker, ok := c.hire()
+	if !ok {
 		if err := c.enqueue(ctx, k); err != nil {
 			return err
 		}
-		if waited = c.ledger.Wait(ctx, k); waited != nil {
-			return waited
-		}
+		return c.ledger.Wait(ctx, k)
 	}
-	return goproxy.Errorf(http.StatusBadGateway, "%s: the fetch ended without a result", k)
+	ended := make(chan error, 1)
+	job, err := c.ledger.Start(ctx, storage.Job{Key: k, Priority: storage.Demand}, worker.name, c.o.Lease)
+	if job == nil || err != nil {
+		worker.leave()
+		if err != nil {
+			return err
+		}
+		return c.ledger.Wait(ctx, k)
+	}
+	go func() { // the job outlives the request
+		defer worker.leave()
+		ended <- c.run(worker.ctx, job)
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (c *Crawler) enqueue(ctx context.Context, k storage.Key) error {
@@ -219,25 +250,64 @@ func (c *Crawler) enqueue(ctx context.Context, k storage.Key) error {
 // Run works on the queue until ctx ends. Jobs that are not finished then go
 // back to the queue.
 func (c *Crawler) Run(ctx context.Context) {
+	c.mu.Lock()
+	c.running = ctx
+	c.mu.Unlock()
 	var wg sync.WaitGroup
-	for i := range c.o.Workers {
-		wg.Go(func() { c.work(ctx, fmt.Sprintf("%s/%d", c.o.Name, i)) })
+	for range c.o.Workers {
+		wg.Go(func() { c.work(ctx) })
 	}
 	wg.Wait()
+	// No worker is hired any more; those that were end.
+	c.mu.Lock()
+	c.running = nil
+	c.mu.Unlock()
+	c.slots.Acquire(context.Background(), int64(c.o.Workers))
+	c.slots.Release(int64(c.o.Workers))
 }
+
+// worker is one of the Workers that may fetch at once. It works under ctx, the
+// crawler's own.
+type worker struct {
+	c    *Crawler
+	ctx  context.Context
+	name string
+}
+
+func (w *worker) leave() { w.c.slots.Release(1) }
+
+// hire returns a worker that is free now, unless jobs that were there before
+// wait for one.
+func (c *Crawler) hire() (*worker, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.running == nil || c.running.Err() != nil || !c.slots.TryAcquire(1) {
+		return nil, false
+	}
+	return &worker{c, c.running, c.workerName()}, true
+}
+
+// workerName is one that no claim before had: a lease is one worker's.
+func (c *Crawler) workerName() string { return fmt.Sprintf("%s/%d", c.o.Name, c.claims.Add(1)) }
 
 // Idle workers look at the queue that often, for jobs that others made or left;
 // the pauses of all workers together.
 const pollEvery = time.Second
 
-func (c *Crawler) work(ctx context.Context, worker string) {
+func (c *Crawler) work(ctx context.Context) {
 	for ctx.Err() == nil {
-		job, err := c.ledger.Claim(ctx, worker, c.o.Lease)
+		if c.slots.Acquire(ctx, 1) != nil {
+			return
+		}
+		job, err := c.ledger.Claim(ctx, c.workerName(), c.o.Lease)
 		if err != nil && ctx.Err() == nil {
 			c.o.Log.Warn("claim a job", "err", err)
 		}
 		if job != nil {
 			c.run(ctx, job)
+		}
+		c.slots.Release(1)
+		if job != nil {
 			continue
 		}
 		pause := time.Duration(float64(pollEvery) * float64(c.o.Workers) * (0.5 + rand.Float64()))
@@ -251,8 +321,9 @@ func (c *Crawler) work(ctx context.Context, worker string) {
 	}
 }
 
-// run does one job under its lease and says how it ended.
-func (c *Crawler) run(ctx context.Context, job *storage.Job) {
+// run does one job under its lease, says how it ended, and returns the error that
+// who waits for the job is told.
+func (c *Crawler) run(ctx context.Context, job *storage.Job) error {
 	jobCtx, cancel := context.WithCancelCause(ctx)
 	var beat sync.WaitGroup
 	beat.Go(func() { c.heartbeat(jobCtx, cancel, job) })
@@ -270,7 +341,8 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job) {
 		ended = c.ledger.Done(endCtx, job, nil)
 	case ctx.Err() != nil:
 		outcome = "retry"
-		ended = c.ledger.Retry(endCtx, job, 0, goproxy.Busy(time.Second, "%s: the crawler is stopping", job.Key))
+		err = goproxy.Busy(time.Second, "%s: the crawler is stopping", job.Key)
+		ended = c.ledger.Retry(endCtx, job, 0, err)
 	case errors.Is(lost, storage.ErrLeaseLost):
 		ended = lost
 	case outcome == "refused":
@@ -292,6 +364,7 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job) {
 	} else {
 		c.o.Log.Debug("fetch", "job", job.Key.String(), "outcome", outcome)
 	}
+	return err
 }
 
 func (c *Crawler) heartbeat(ctx context.Context, cancel context.CancelCauseFunc, job *storage.Job) {

@@ -72,22 +72,15 @@ func (c *Crawler) isDone(ctx context.Context, job *storage.Job, canonical bool) 
 	case k.File == storage.FileInfo && canonical:
 		_, err = c.store.Resolve(ctx, k.Path, k.Query)
 	default:
-		var known *storage.Known
-		known, err = c.known(ctx, k)
-		return known != nil && err == nil, found2(err)
+		_, err = c.known(ctx, k)
 	}
 	if b != nil {
 		b.Close()
 	}
-	return found1(err)
-}
-
-func found2(err error) error {
-	var e *goproxy.Error
-	if errors.As(err, &e) && e.Status < 500 {
-		return nil // a refusal that is remembered; the job asks once more
+	if isRefused(err) || errors.Is(err, fs.ErrNotExist) {
+		return false, nil // a refusal that is remembered: the job asks once more
 	}
-	return err
+	return err == nil, err
 }
 
 // ask asks the origins in their order, as the go command does with GOPROXY.
@@ -163,7 +156,7 @@ func (c *Crawler) fetchQuery(ctx context.Context, k storage.Key) error {
 func (c *Crawler) latestOfList(ctx context.Context, path string) (*goproxy.Info, error) {
 	k := storage.Key{Path: path, File: storage.FileList}
 	known, err := c.known(ctx, k)
-	if known == nil && err == nil {
+	if errors.Is(err, fs.ErrNotExist) && !isRefused(err) {
 		if err = c.fetchList(ctx, k); err == nil {
 			known, err = c.known(ctx, k)
 		}
@@ -171,10 +164,7 @@ func (c *Crawler) latestOfList(ctx context.Context, path string) (*goproxy.Info,
 	if err != nil {
 		return nil, err
 	}
-	var latest string
-	if known != nil {
-		latest = goproxy.NewVersionList(path, known.Versions, known.Checked).LatestVersion()
-	}
+	latest := goproxy.NewVersionList(path, known.Versions, known.Checked).LatestVersion()
 	if latest == "" {
 		return nil, goproxy.NotFound("%s@latest: there is no version", path)
 	}
@@ -264,7 +254,7 @@ func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
 	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	return keep(c.store.Put(ctx, m, storage.Files{Mod: mod, Zip: tmp}))
+	return keep(c.store.Put(ctx, m, storage.Files{Mod: mod, Zip: tmp, ZipH1: h1}))
 }
 
 // spool writes the zip that s has to tmp, in place of what is there.

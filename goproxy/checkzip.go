@@ -67,11 +67,13 @@ func CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) 
 	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w", m, err)
 	}
-	name := m.String() + "/go.mod"
-	for _, zf := range z.File {
-		if zf.Name != name {
-			continue
-		}
+	names := make([]string, len(z.File))
+	entries := make(map[string]*zip.File, len(z.File))
+	for i, zf := range z.File {
+		names[i], entries[zf.Name] = zf.Name, zf
+	}
+	mod = SynthesisedMod(m.Path)
+	if zf := entries[m.String()+"/go.mod"]; zf != nil {
 		r, err := zf.Open()
 		if err != nil {
 			return "", nil, fmt.Errorf("%s: %w", m, err)
@@ -82,13 +84,11 @@ func CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) 
 			return "", nil, fmt.Errorf("%s: %w", m, err)
 		}
 	}
-	if mod == nil {
-		mod = SynthesisedMod(m.Path)
-	}
 	if err := CheckMod(m, mod); err != nil {
 		return "", nil, err
 	}
-	h1, err = dirhash.HashZip(file, dirhash.Hash1) // reads every file, and so checks every CRC
+	// It reads every file, and so checks every CRC.
+	h1, err = dirhash.Hash1(names, func(name string) (io.ReadCloser, error) { return entries[name].Open() })
 	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w", m, err)
 	}

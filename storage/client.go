@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime/multipart"
 	"net/http"
 	"net/url"
@@ -45,12 +46,19 @@ func (c *Client) Put(ctx context.Context, m module.Version, f Files) error {
 		w.CloseWithError(writeForm(form, f))
 	}()
 	defer r.Close()
-	resp, err := c.do(ctx, http.MethodPost, strings.TrimSuffix(path, ".zip")+".save", form.FormDataContentType(), r)
+	header := http.Header{"Content-Type": {form.FormDataContentType()}}
+	if f.ZipH1 != "" {
+		header.Set(headerZipH1, f.ZipH1)
+	}
+	resp, err := c.do(ctx, http.MethodPost, strings.TrimSuffix(path, ".zip")+".save", header, r)
 	if err != nil {
 		return fmt.Errorf("put %s: %w", m, err)
 	}
 	return resp.Body.Close()
 }
+
+// headerZipH1 carries Files.ZipH1.
+const headerZipH1 = "Athensctl-Zip-H1"
 
 func writeForm(form *multipart.Writer, f Files) error {
 	for _, part := range []struct {
@@ -84,7 +92,7 @@ func (c *Client) Delete(ctx context.Context, m module.Version) error {
 	if err != nil {
 		return err
 	}
-	resp, err := c.do(ctx, http.MethodDelete, strings.TrimSuffix(path, ".zip")+".delete", "", nil)
+	resp, err := c.do(ctx, http.MethodDelete, strings.TrimSuffix(path, ".zip")+".delete", nil, nil)
 	if err != nil {
 		return err
 	}
@@ -95,7 +103,7 @@ func (c *Client) Delete(ctx context.Context, m module.Version) error {
 func (c *Client) Catalog(ctx context.Context, after string, limit int) (Page, error) {
 	var page Page
 	q := url.Values{"token": {after}, "pagesize": {strconv.Itoa(limit)}}
-	resp, err := c.do(ctx, http.MethodGet, "/catalog?"+q.Encode(), "", nil)
+	resp, err := c.do(ctx, http.MethodGet, "/catalog?"+q.Encode(), nil, nil)
 	if err != nil {
 		return page, err
 	}
@@ -120,7 +128,7 @@ func (c *Client) Index(ctx context.Context, since time.Time, limit int) ([]Index
 	if !since.IsZero() {
 		q.Set("since", since.UTC().Format(time.RFC3339Nano))
 	}
-	resp, err := c.do(ctx, http.MethodGet, "/index?"+q.Encode(), "", nil)
+	resp, err := c.do(ctx, http.MethodGet, "/index?"+q.Encode(), nil, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -159,6 +167,12 @@ func (c *Client) SetKnown(ctx context.Context, k Key, known *Known) error {
 func (c *Client) Enqueue(ctx context.Context, j Job) (bool, error) {
 	a, err := c.call(ctx, "enqueue", message{Job: &j})
 	return a.Yes, err
+}
+
+// Start implements Ledger.
+func (c *Client) Start(ctx context.Context, j Job, worker string, lease time.Duration) (*Job, error) {
+	a, err := c.call(ctx, "start", message{Job: &j, Worker: worker, Time: lease})
+	return a.Job, err
 }
 
 // Claim implements Ledger.
@@ -219,12 +233,14 @@ func (c *Client) CompareAndSwap(ctx context.Context, name string, old, new []byt
 	return err
 }
 
+var jsonHeader = http.Header{"Content-Type": {"application/json"}}
+
 func (c *Client) call(ctx context.Context, method string, q message) (a message, err error) {
 	body, err := json.Marshal(q)
 	if err != nil {
 		return a, err
 	}
-	resp, err := c.do(ctx, http.MethodPost, "/internal/ledger/"+method, "application/json", bytes.NewReader(body))
+	resp, err := c.do(ctx, http.MethodPost, "/internal/ledger/"+method, jsonHeader, bytes.NewReader(body))
 	if err != nil {
 		return a, err
 	}
@@ -240,14 +256,12 @@ func (c *Client) call(ctx context.Context, method string, q message) (a message,
 
 // do sends a request. What is not 200 is an error; one of this package's own
 // is that error again. Storage that can't be reached is 503.
-func (c *Client) do(ctx context.Context, method, path, contentType string, body io.Reader) (*http.Response, error) {
+func (c *Client) do(ctx context.Context, method, path string, header http.Header, body io.Reader) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.Base.String(), "/")+path, body)
 	if err != nil {
 		return nil, err
 	}
-	if contentType != "" {
-		req.Header.Set("Content-Type", contentType)
-	}
+	maps.Copy(req.Header, header)
 	resp, err := c.HTTP.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {

@@ -153,7 +153,7 @@ func (s *Server) save(c echo.Context) error {
 	if err != nil {
 		return goproxy.Errorf(http.StatusBadRequest, "bad request: save %s: %w", m, err)
 	}
-	files, zip, err := s.readParts(m, parts)
+	files, zip, err := s.readParts(m, parts, r.Header.Get(headerZipH1))
 	if zip != nil {
 		defer os.Remove(zip.Name())
 		defer zip.Close()
@@ -171,7 +171,9 @@ func (s *Server) save(c echo.Context) error {
 	return c.NoContent(http.StatusOK)
 }
 
-func (s *Server) readParts(m module.Version, parts *multipart.Reader) (f Files, zip *os.File, err error) {
+// readParts reads and checks the files of a save. zipH1 is not "" when the
+// client, a crawler, has checked the zip.
+func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 string) (f Files, zip *os.File, err error) {
 	bad := func(what string, err error) error {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			err = errors.New("the body ends too early")
@@ -219,17 +221,20 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader) (f Files, 
 	if zip == nil {
 		return f, nil, nil
 	}
-	_, zipMod, err := goproxy.CheckZip(m, zip.Name())
-	if err == nil {
-		err = checkSameMod(s.Store, m, f.Mod, zipMod)
-	}
-	if err != nil {
-		return f, zip, bad("mod.zip", err)
+	if zipH1 == "" {
+		var zipMod []byte
+		zipH1, zipMod, err = goproxy.CheckZip(m, zip.Name())
+		if err == nil {
+			err = checkSameMod(s.Store, m, f.Mod, zipMod)
+		}
+		if err != nil {
+			return f, zip, bad("mod.zip", err)
+		}
 	}
 	if _, err := zip.Seek(0, io.SeekStart); err != nil {
 		return f, zip, err
 	}
-	f.Zip = zip
+	f.Zip, f.ZipH1 = zip, zipH1
 	return f, zip, nil
 }
 
@@ -361,6 +366,8 @@ func (s *Server) rpc(c echo.Context) error {
 		err = s.Ledger.SetKnown(ctx, *q.Key, q.Known)
 	case "enqueue":
 		a.Yes, err = s.Ledger.Enqueue(ctx, *q.Job)
+	case "start":
+		a.Job, err = s.Ledger.Start(ctx, *q.Job, q.Worker, q.Time)
 	case "claim":
 		a.Job, err = s.Ledger.Claim(ctx, q.Worker, q.Time)
 	case "extend":

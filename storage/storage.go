@@ -37,7 +37,11 @@ var (
 type Files struct {
 	Info []byte
 	Mod  []byte
-	Zip  io.Reader // streamed; read once; not closed
+	Zip  io.Reader // streamed; read once; not closed; an *os.File may be kept itself (a hard link), and is not written to any more
+
+	// ZipH1 is the hash of Zip when the caller has it from goproxy.CheckZip:
+	// nobody behind Put reads all of the zip to check it again.
+	ZipH1 string
 }
 
 // Store keeps immutable files of module versions. It is safe for concurrent
@@ -161,6 +165,10 @@ type Ledger interface {
 	// says which. An existing job takes the more urgent priority of the two,
 	// and the earlier NotBefore. A full queue is ErrQueueFull.
 	Enqueue(ctx context.Context, j Job) (added bool, err error)
+	// Start is Enqueue and Claim in one step: a job with that key that was not
+	// there is returned, leased to the worker. There was one already: nil, nil,
+	// and Enqueue's changes to it are made.
+	Start(ctx context.Context, j Job, worker string, lease time.Duration) (*Job, error)
 	// Claim leases the job that should be done next: by priority, then by when
 	// it became due. None is due: nil, nil. A job whose lease has ended is due.
 	Claim(ctx context.Context, worker string, lease time.Duration) (*Job, error)

@@ -21,6 +21,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -231,20 +232,17 @@ func (s *Store) put(ctx context.Context, m module.Version, file storage.File, r 
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "put-")
-	if err != nil {
-		return fullDisk(err)
+	tmp := s.link(r)
+	if tmp == nil {
+		if tmp, err = os.CreateTemp(filepath.Join(s.dir, "tmp"), "put-"); err != nil {
+			return fullDisk(err)
+		}
 	}
 	defer func() {
 		tmp.Close()
 		os.Remove(tmp.Name())
 	}()
-	if f, ok := r.(*os.File); ok {
-		_, err = io.Copy(tmp, f) // in the kernel
-	} else {
-		_, err = io.Copy(tmp, ctxReader{ctx, r})
-	}
-	if err != nil {
+	if _, err = io.Copy(tmp, ctxReader{ctx, r}); err != nil {
 		return fullDisk(err)
 	}
 	if err := ctx.Err(); err != nil {
@@ -278,6 +276,32 @@ func (s *Store) put(ctx context.Context, m module.Version, file storage.File, r 
 		return fullDisk(err)
 	}
 	return syncDir(filepath.Dir(name))
+}
+
+// link gives a file on the same file system, from its start, a name in tmp, so
+// that it need not be copied; the reader is then at its end. nil: it can't be.
+func (s *Store) link(r io.Reader) *os.File {
+	f, ok := r.(*os.File)
+	if !ok {
+		return nil
+	}
+	if at, err := f.Seek(0, io.SeekCurrent); err != nil || at != 0 {
+		return nil
+	}
+	name := filepath.Join(s.dir, "tmp", fmt.Sprintf("link-%x", rand.Uint64()))
+	if os.Link(f.Name(), name) != nil {
+		return nil
+	}
+	linked, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err == nil {
+		_, err = f.Seek(0, io.SeekEnd)
+	}
+	if err != nil {
+		linked.Close()
+		os.Remove(name)
+		return nil
+	}
+	return linked
 }
 
 // kept reports whether name is kept with the content of f. It is ErrConflict

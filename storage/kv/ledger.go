@@ -129,11 +129,22 @@ func (l *Ledger) forget(tx Tx) error {
 
 // Enqueue implements storage.Ledger.
 func (l *Ledger) Enqueue(ctx context.Context, j storage.Job) (added bool, err error) {
+	job, err := l.add(ctx, j, nil)
+	return job != nil, err
+}
+
+// Start implements storage.Ledger.
+func (l *Ledger) Start(ctx context.Context, j storage.Job, worker string, lease time.Duration) (*storage.Job, error) {
+	return l.add(ctx, j, func(j *storage.Job) { l.claim(j, worker, lease) })
+}
+
+// add adds a job, changed by with, and returns it; nil when there was one.
+func (l *Ledger) add(ctx context.Context, j storage.Job, with func(*storage.Job)) (added *storage.Job, err error) {
 	if err := ctx.Err(); err != nil {
-		return false, err
+		return nil, err
 	}
 	err = l.db.Update(func(tx Tx) error {
-		added = false
+		added = nil
 		old, err := getJob(tx, j.Key)
 		if err != nil {
 			return err
@@ -153,14 +164,25 @@ func (l *Ledger) Enqueue(ctx context.Context, j storage.Job) (added bool, err er
 		if l.queueMax > 0 && n >= l.queueMax {
 			return storage.ErrQueueFull
 		}
-		added = true
-		fresh := storage.Job{Key: j.Key, Priority: j.Priority, NotBefore: j.NotBefore, Created: l.now().UTC()}
 		if err := setJobCount(tx, n+1); err != nil {
 			return err
 		}
-		return putJob(tx, nil, &fresh)
+		added = &storage.Job{Key: j.Key, Priority: j.Priority, NotBefore: j.NotBefore, Created: l.now().UTC()}
+		if with != nil {
+			with(added)
+		}
+		return putJob(tx, nil, added)
 	})
-	return added && err == nil, err
+	if err != nil {
+		return nil, err
+	}
+	return added, nil
+}
+
+func (l *Ledger) claim(j *storage.Job, worker string, lease time.Duration) {
+	j.Worker, j.LeaseEnds = worker, l.now().Add(lease).UTC()
+	j.Attempts++
+	j.Fence++
 }
 
 // Claim implements storage.Ledger.
@@ -184,9 +206,7 @@ func (l *Ledger) Claim(ctx context.Context, worker string, lease time.Duration) 
 			return err
 		}
 		claimed := *old
-		claimed.Worker, claimed.LeaseEnds = worker, l.now().Add(lease).UTC()
-		claimed.Attempts++
-		claimed.Fence++
+		l.claim(&claimed, worker, lease)
 		if err := putJob(tx, old, &claimed); err != nil {
 			return err
 		}

@@ -84,6 +84,41 @@ func queue(t *testing.T, b Backend) {
 	}
 }
 
+// Start enqueues and claims in one step, and only what was not there.
+func start(t *testing.T, b Backend) {
+	c := newClock()
+	_, l := b.Open(t, t.TempDir(), c.now)
+	j, err := l.Start(ctx, storage.Job{Key: jobKey(1)}, "a", time.Minute)
+	if j == nil || err != nil || j.Key != jobKey(1) || j.Worker != "a" || j.Attempts != 1 || j.Fence == 0 {
+		t.Fatalf("Start: %+v, %v", j, err)
+	}
+	if again, err := l.Start(ctx, storage.Job{Key: jobKey(1)}, "b", time.Minute); again != nil || err != nil {
+		t.Errorf("Start of a job that is claimed: %+v, %v", again, err)
+	}
+	if other, err := l.Claim(ctx, "b", time.Minute); other != nil || err != nil {
+		t.Errorf("claimed although it was started: %+v, %v", other, err)
+	}
+	must(t, l.Extend(ctx, j, 2*time.Minute))
+	c.advance(3 * time.Minute)
+	second, err := l.Claim(ctx, "b", time.Minute) // its worker is dead
+	if second == nil || err != nil || second.Attempts != 2 {
+		t.Fatalf("after the lease: %+v, %v", second, err)
+	}
+	wantErr(t, "Done of the first", l.Done(ctx, j, nil), storage.ErrLeaseLost)
+	must(t, l.Done(ctx, second, nil))
+
+	_, err = l.Enqueue(ctx, storage.Job{Key: jobKey(2), Priority: storage.Ahead})
+	must(t, err)
+	_, err = l.Enqueue(ctx, storage.Job{Key: jobKey(3), Priority: storage.Ahead})
+	must(t, err)
+	if j, err := l.Start(ctx, storage.Job{Key: jobKey(3)}, "a", time.Minute); j != nil || err != nil {
+		t.Errorf("Start of a job that is queued: %+v, %v", j, err)
+	}
+	if j, err := l.Claim(ctx, "a", time.Minute); j == nil || err != nil || j.Key != jobKey(3) {
+		t.Errorf("the job that Start made urgent is not the first: %+v, %v", j, err)
+	}
+}
+
 // A lease that ended lets another have the job; the first holder is fenced off.
 func lease(t *testing.T, b Backend) {
 	c := newClock()
