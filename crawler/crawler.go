@@ -36,9 +36,9 @@ type Origin struct {
 
 // Verifier says whether upstream's content is what everybody gets.
 type Verifier interface {
-	// Verify checks an h1: hash; version is "v1.2.3" for a zip, "v1.2.3/go.mod"
-	// for a go.mod file.
-	Verify(ctx context.Context, path, version, h1 string) error
+	// H1 is the h1: hash that everybody gets; version is "v1.2.3" for a zip,
+	// "v1.2.3/go.mod" for a go.mod file. "": nobody says, and none is needed.
+	H1(ctx context.Context, path, version string) (string, error)
 }
 
 // Options of a Crawler. All are needed unless it says otherwise.
@@ -60,15 +60,16 @@ type Options struct {
 // Crawler is the role. Run does its work; the Source methods wait for it, or
 // for another crawler.
 type Crawler struct {
-	o        Options
-	store    storage.Store
-	ledger   storage.Ledger
-	nudge    chan struct{}
-	slots    *semaphore.Weighted // one for each of the Workers
-	zips     *semaphore.Weighted
-	inflight *semaphore.Weighted
-	outcomes *prometheus.CounterVec
-	claims   atomic.Uint64
+	o          Options
+	store      storage.Store
+	ledger     storage.Ledger
+	nudge      chan struct{}
+	slots      *semaphore.Weighted // one for each of the Workers
+	zips       *semaphore.Weighted
+	inflight   *semaphore.Weighted
+	outcomes   *prometheus.CounterVec
+	mismatches prometheus.Counter
+	claims     atomic.Uint64
 
 	mu      sync.Mutex
 	running context.Context // Run's; nil: it does not run
@@ -88,9 +89,13 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 			Name: "athensctl_fetches_total",
 			Help: "Fetches from upstream that ended, by file (list, info, mod, zip) and outcome (ok, kept, refused, retry, failed, lost).",
 		}, []string{"file", "outcome"}),
+		mismatches: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "athensctl_checksum_mismatches_total",
+			Help: "Files that upstream has with another content than the checksum database says; none was kept.",
+		}),
 	}
 	if o.Metrics != nil {
-		o.Metrics.MustRegister(c.outcomes)
+		o.Metrics.MustRegister(c.outcomes, c.mismatches)
 	}
 	return c
 }

@@ -188,6 +188,7 @@ func (c *Crawler) fetchInfo(ctx context.Context, m module.Version) error {
 }
 
 func (c *Crawler) fetchMod(ctx context.Context, m module.Version) error {
+	verify := c.expect(ctx, m.Path, m.Version+"/go.mod")
 	mod, err := ask(c, m.String()+" (mod)", func(s goproxy.Source) ([]byte, error) {
 		b, err := s.Mod(ctx, m)
 		if err != nil {
@@ -198,24 +199,54 @@ func (c *Crawler) fetchMod(ctx context.Context, m module.Version) error {
 	if err != nil {
 		return err
 	}
-	if err := c.verifyMod(ctx, m, mod); err != nil {
+	if err := goproxy.CheckMod(m, mod); err != nil {
+		return badAnswer(err)
+	}
+	if err := verifyMod(mod, verify); err != nil {
 		return err
 	}
 	return keep(c.store.Put(ctx, m, storage.Files{Mod: mod}))
 }
 
-func (c *Crawler) verifyMod(ctx context.Context, m module.Version, mod []byte) error {
-	if err := goproxy.CheckMod(m, mod); err != nil {
-		return goproxy.Errorf(http.StatusBadGateway, "upstream's answer is refused: %w", err)
-	}
+func badAnswer(err error) error {
+	return goproxy.Errorf(http.StatusBadGateway, "upstream's answer is refused: %w", err)
+}
+
+// expect starts to ask for the hash that something must have, so that the answer
+// is there when the content is; the function it returns compares.
+func (c *Crawler) expect(ctx context.Context, path, version string) (verify func(h1 string) error) {
 	if c.o.Verifier == nil {
-		return nil
+		return func(string) error { return nil }
 	}
+	type answer struct {
+		h1  string
+		err error
+	}
+	ch := make(chan answer, 1)
+	go func() {
+		h1, err := c.o.Verifier.H1(ctx, path, version)
+		ch <- answer{h1, err}
+	}()
+	return func(h1 string) error {
+		select {
+		case want := <-ch:
+			if want.err != nil || want.h1 == "" || want.h1 == h1 {
+				return want.err
+			}
+			c.mismatches.Inc()
+			return goproxy.Errorf(http.StatusBadGateway, "%s@%s: checksum mismatch: upstream has %s, the checksum database says %s", path, version, h1, want.h1)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func verifyMod(mod []byte, verify func(string) error) error {
 	h1, err := goproxy.ModH1(mod)
 	if err != nil {
 		return err
 	}
-	return c.o.Verifier.Verify(ctx, m.Path, m.Version+"/go.mod", h1)
+	return verify(h1)
 }
 
 // fetchZip spools the zip to disk, checks all of it, and only then keeps it,
@@ -225,6 +256,7 @@ func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
 		return err
 	}
 	defer c.zips.Release(1)
+	verify, verifyItsMod := c.expect(ctx, m.Path, m.Version), c.expect(ctx, m.Path, m.Version+"/go.mod")
 	tmp, err := os.CreateTemp(c.o.TempDir, "fetch-")
 	if err != nil {
 		return err
@@ -241,15 +273,13 @@ func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
 		err = c.sameMod(ctx, m, mod)
 	}
 	if err != nil {
-		return goproxy.Errorf(http.StatusBadGateway, "upstream's answer is refused: %w", err)
+		return badAnswer(err)
 	}
-	if err := c.verifyMod(ctx, m, mod); err != nil {
+	if err := verifyMod(mod, verifyItsMod); err != nil {
 		return err
 	}
-	if c.o.Verifier != nil {
-		if err := c.o.Verifier.Verify(ctx, m.Path, m.Version, h1); err != nil {
-			return err
-		}
+	if err := verify(h1); err != nil {
+		return err
 	}
 	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
 		return err

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,8 +26,6 @@ import (
 var knownSumDBs = map[string]string{
 	"sum.golang.org": "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8",
 }
-
-var errNotExist = fs.ErrNotExist
 
 // maxSumDBBytes bounds an answer of a checksum database.
 const maxSumDBBytes = 1 << 20
@@ -52,10 +49,11 @@ type SumDB struct {
 	ledger  storage.Ledger
 	private func(path string) bool
 
-	verify  *sumdb.Client
 	flights singleflight.Group
 	mu      sync.Mutex
 	cache   map[string][]byte
+	verify  *sumdb.Client // remembers every answer, and every failure: replaced in time
+	lookups int           // of verify
 }
 
 var _ Verifier = (*SumDB)(nil)
@@ -96,8 +94,31 @@ func NewSumDB(setting string, client *http.Client, upstream []*url.URL, ledger s
 	for _, u := range upstream {
 		s.proxies = append(s.proxies, &goproxy.Client{Base: u.JoinPath("sumdb", s.Name), HTTP: client})
 	}
-	s.verify = sumdb.NewClient(clientOps{s})
 	return s, nil
+}
+
+// maxLookups is how many answers a sumdb.Client may remember; about 1 KB each.
+const maxLookups = 5000
+
+// verifier is the client to look up with. The next one starts from the tree head
+// in the ledger, so that the history stays one.
+func (s *SumDB) verifier() *sumdb.Client {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.verify == nil || s.lookups >= maxLookups {
+		s.verify, s.lookups = sumdb.NewClient(clientOps{s}), 0
+	}
+	s.lookups++
+	return s.verify
+}
+
+// drop sees to it that a failure of c is not remembered.
+func (s *SumDB) drop(c *sumdb.Client) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.verify == c {
+		s.verify = nil
+	}
 }
 
 // Get returns the answer for a path of the database's protocol (/latest,
@@ -151,30 +172,35 @@ func (s *SumDB) choose(ctx context.Context) (*goproxy.Client, error) {
 	return s.direct, nil
 }
 
-// Verify implements Verifier. A hash that differs is 502 and names both; a
-// version that the database does not know is 403 and names the setting private;
-// a database out of reach is 503.
-func (s *SumDB) Verify(ctx context.Context, path, version, h1 string) error {
+// H1 implements Verifier. A version that the database does not know is 403 and
+// names the setting private; a database out of reach is 503; one that cannot be
+// trusted is 502.
+func (s *SumDB) H1(ctx context.Context, path, version string) (string, error) {
 	if s.private(path) {
-		return nil
+		return "", nil
 	}
 	what := path + "@" + version
-	lines, err := s.verify.Lookup(path, version)
+	client := s.verifier()
+	lines, err := client.Lookup(path, version)
+	if err != nil {
+		s.drop(client)
+	}
 	switch {
 	case errors.Is(err, sumdb.ErrSecurity):
-		return goproxy.Errorf(http.StatusBadGateway, "%s: checksum database %s cannot be trusted: %w", what, s.Name, err)
+		return "", goproxy.Errorf(http.StatusBadGateway, "%s: checksum database %s cannot be trusted: %w", what, s.Name, err)
 	case err != nil:
 		var e *goproxy.Error
-		if errors.As(err, &e) && e.Is(errNotExist) {
-			return goproxy.Errorf(http.StatusForbidden, "%s: checksum database %s knows no such version; if the module is private, name it in the setting private: %w", what, s.Name, err)
+		if errors.As(err, &e) && e.Is(fs.ErrNotExist) {
+			return "", goproxy.Errorf(http.StatusForbidden, "%s: checksum database %s knows no such version; if the module is private, name it in the setting private: %w", what, s.Name, err)
 		}
-		return goproxy.Busy(retrySumDB, "%s: not verified: %w", what, err)
+		return "", goproxy.Busy(retrySumDB, "%s: not verified: %w", what, err)
 	}
-	want := path + " " + version + " " + h1
-	if slices.Contains(lines, want) {
-		return nil
+	for _, line := range lines {
+		if h1, ok := strings.CutPrefix(line, path+" "+version+" "); ok && strings.HasPrefix(h1, "h1:") {
+			return h1, nil
+		}
 	}
-	return goproxy.Errorf(http.StatusBadGateway, "%s: checksum mismatch: upstream has %s, checksum database %s says %q", what, h1, s.Name, lines)
+	return "", goproxy.Errorf(http.StatusBadGateway, "%s: checksum database %s has no h1: hash, but %q", what, s.Name, lines)
 }
 
 // clientOps is what sumdb.Client needs of the world.
@@ -215,7 +241,7 @@ func (o clientOps) ReadCache(file string) ([]byte, error) {
 	if b, ok := o.s.cache[file]; ok {
 		return b, nil
 	}
-	return nil, errNotExist
+	return nil, fs.ErrNotExist
 }
 
 func (o clientOps) WriteCache(file string, data []byte) {
