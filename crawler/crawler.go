@@ -388,10 +388,15 @@ func (c *Crawler) heartbeat(ctx context.Context, cancel context.CancelCauseFunc,
 	}
 }
 
-// transient says whether another attempt may end otherwise.
+// transient says whether another attempt may end otherwise: not when upstream
+// refused, with a 403 say, which is a 502 to who asked.
 func transient(err error) bool {
-	s := goproxy.Status(err)
-	return s >= 500 || s == http.StatusTooManyRequests
+	for e := (*goproxy.Error)(nil); errors.As(err, &e); err = e.Err {
+		if e.Status < 500 && e.Status != http.StatusTooManyRequests && e.Status != http.StatusRequestTimeout {
+			return false
+		}
+	}
+	return true
 }
 
 // backOff is 1 s, 2 s, 4 s, … up to 5 minutes, a quarter more or less, and at

@@ -130,7 +130,11 @@ func (c *Crawler) fetchList(ctx context.Context, k storage.Key) error {
 	if err != nil {
 		return err
 	}
-	return c.ledger.SetKnown(ctx, k, &storage.Known{Checked: time.Now().UTC(), Versions: list.Versions})
+	versions := list.Versions
+	if len(versions) == 0 && list.Pseudo != "" {
+		versions = []string{list.Pseudo} // "latest" where upstream does not say it
+	}
+	return c.ledger.SetKnown(ctx, k, &storage.Known{Checked: time.Now().UTC(), Versions: versions})
 }
 
 // fetchQuery asks for what is not a canonical version. "latest" is worked out

@@ -51,9 +51,10 @@ type SumDB struct {
 
 	flights singleflight.Group
 	mu      sync.Mutex
-	cache   map[string][]byte
-	verify  *sumdb.Client // remembers every answer, and every failure: replaced in time
-	lookups int           // of verify
+	cache   map[string][]byte // answers that never change, by path
+	older   map[string][]byte // what cache was before it was full
+	verify  *sumdb.Client     // remembers every answer, and every failure: replaced in time
+	lookups int               // of verify
 }
 
 var _ Verifier = (*SumDB)(nil)
@@ -112,18 +113,23 @@ func (s *SumDB) verifier() *sumdb.Client {
 	return s.verify
 }
 
-// drop sees to it that a failure of c is not remembered.
+// drop sees to it that a failure of c, and an answer that may have caused it,
+// are not remembered.
 func (s *SumDB) drop(c *sumdb.Client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.verify == c {
-		s.verify = nil
+		s.verify, s.cache, s.older = nil, map[string][]byte{}, nil
 	}
 }
 
 // Get returns the answer for a path of the database's protocol (/latest,
-// /lookup/…, /tile/…). Requests for one path share one question.
+// /lookup/…, /tile/…). Requests for one path share one question, and lookups and
+// tiles are remembered: a client asks for those that verifying needed.
 func (s *SumDB) Get(ctx context.Context, path string) ([]byte, error) {
+	if b := s.remembered(path); b != nil {
+		return b, nil
+	}
 	v, err, _ := s.flights.Do(path, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sumDBTimeout)
 		defer cancel()
@@ -144,12 +150,36 @@ func (s *SumDB) Get(ctx context.Context, path string) ([]byte, error) {
 		if err != nil {
 			return nil, goproxy.Busy(retrySumDB, "checksum database %s: %s: %w", s.Name, path, err)
 		}
+		if path != "/latest" {
+			s.remember(path, b)
+		}
 		return b, nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	return v.([]byte), nil
+}
+
+// maxRemembered bounds the answers that are remembered, twice; a tile has 8 KB.
+const maxRemembered = 1000
+
+func (s *SumDB) remembered(path string) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b := s.cache[path]; b != nil {
+		return b
+	}
+	return s.older[path]
+}
+
+func (s *SumDB) remember(path string, b []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.cache) >= maxRemembered {
+		s.cache, s.older = map[string][]byte{}, s.cache
+	}
+	s.cache[path] = b
 }
 
 // choose finds who answers for the database.
@@ -232,29 +262,10 @@ func (o clientOps) WriteConfig(file string, old, new []byte) error {
 	return err
 }
 
-// maxCached bounds the tiles that are remembered; 8 KB each.
-const maxCached = 1000
-
-func (o clientOps) ReadCache(file string) ([]byte, error) {
-	o.s.mu.Lock()
-	defer o.s.mu.Unlock()
-	if b, ok := o.s.cache[file]; ok {
-		return b, nil
-	}
-	return nil, fs.ErrNotExist
-}
-
-func (o clientOps) WriteCache(file string, data []byte) {
-	o.s.mu.Lock()
-	defer o.s.mu.Unlock()
-	if len(o.s.cache) >= maxCached {
-		clear(o.s.cache)
-	}
-	o.s.cache[file] = data
-}
-
-func (o clientOps) Log(string)           {}
-func (o clientOps) SecurityError(string) {}
+func (o clientOps) ReadCache(string) ([]byte, error) { return nil, fs.ErrNotExist } // Get has one
+func (o clientOps) WriteCache(string, []byte)        {}
+func (o clientOps) Log(string)                       {}
+func (o clientOps) SecurityError(string)             {}
 
 // SumDBName is the name of the database that a setting in GOSUMDB syntax means;
 // "" with off.

@@ -29,6 +29,7 @@ type Client struct {
 var _ Source = (*Client)(nil)
 
 // List returns the versions that the server lists, cleaned by NewVersionList.
+// Some servers list pseudo-versions of modules without tags.
 func (c *Client) List(ctx context.Context, path string) (*VersionList, error) {
 	resp, err := c.get(ctx, Request{Path: path, File: FileList})
 	if err != nil {

@@ -10,6 +10,7 @@ package goproxy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -61,6 +62,10 @@ type VersionList struct {
 	Checked  time.Time // when upstream last confirmed it; zero: not known
 	Stale    bool      // older than it should be, because upstream did not answer
 
+	// Pseudo is the newest pseudo-version among those that NewVersionList was
+	// given; it is not in the list, but is "latest" where the list is empty.
+	Pseudo string
+
 	text []byte // Text, made once
 }
 
@@ -75,22 +80,30 @@ func (l *VersionList) Text() []byte {
 // NewVersionList keeps what belongs in a list (canonical versions that fit the
 // module path, no pseudo-versions, each once) and sorts it in semver order.
 func NewVersionList(path string, versions []string, checked time.Time) *VersionList {
+	l := &VersionList{Checked: checked}
 	kept := make([]string, 0, len(versions))
+	var newest time.Time
 	for _, v := range versions {
-		if IsCanonical(path, v) && !module.IsPseudoVersion(v) {
+		switch {
+		case !IsCanonical(path, v):
+		case !module.IsPseudoVersion(v):
 			kept = append(kept, v)
+		default:
+			if t, err := module.PseudoVersionTime(v); err == nil && t.After(newest) {
+				newest, l.Pseudo = t, v
+			}
 		}
 	}
 	semver.Sort(kept)
-	l := &VersionList{Versions: slices.Compact(kept), Checked: checked}
+	l.Versions = slices.Compact(kept)
 	l.text = l.Text()
 	return l
 }
 
 // LatestVersion is the version that "latest" means when only the list is
 // known: the highest release, else the highest pre-release, with
-// "+incompatible" versions considered only when there is nothing else.
-// It is empty when the list is. Source: https://go.dev/ref/mod#version-queries.
+// "+incompatible" versions considered only when there is nothing else, and
+// pseudo-versions last. It is empty when there is none. Source: https://go.dev/ref/mod#version-queries.
 func (l *VersionList) LatestVersion() string {
 	var best string
 	rank := func(v string) int {
@@ -108,7 +121,7 @@ func (l *VersionList) LatestVersion() string {
 			best = v
 		}
 	}
-	return best
+	return cmp.Or(best, l.Pseudo)
 }
 
 // Info is the answer to a query, the content of a .info file.

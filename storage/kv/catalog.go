@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"golang.org/x/mod/module"
-	"golang.org/x/mod/semver"
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/storage"
@@ -31,7 +30,10 @@ func (l *Ledger) Complete(m module.Version) error {
 		if tx.Get(ck) != nil {
 			return nil
 		}
-		t := l.nextTime(tx, 'i')
+		t, err := l.nextTime(tx, 'i')
+		if err != nil {
+			return err
+		}
 		if err := tx.Put(ck, appendTime(nil, t)); err != nil {
 			return err
 		}
@@ -61,7 +63,10 @@ func (l *Ledger) Removed(m module.Version) error {
 			old = append(old, bytes.Clone(k))
 			return true
 		})
-		t := l.nextTime(tx, 't')
+		t, err := l.nextTime(tx, 't')
+		if err != nil {
+			return err
+		}
 		if err := tx.Put(appendTime([]byte{'t'}, t), ck[1:]); err != nil {
 			return err
 		}
@@ -76,7 +81,7 @@ func (l *Ledger) Removed(m module.Version) error {
 
 // nextTime is now, or just after the last time in the feed: times in a feed
 // only grow, whatever the clock does.
-func (l *Ledger) nextTime(tx Tx, feed byte) time.Time {
+func (l *Ledger) nextTime(tx Tx, feed byte) (time.Time, error) {
 	t := l.now().UTC().Truncate(time.Microsecond)
 	lastKey := key('s', "last-time-", string(feed))
 	if b := tx.Get(lastKey); b != nil {
@@ -84,8 +89,7 @@ func (l *Ledger) nextTime(tx Tx, feed byte) time.Time {
 			t = last.Add(time.Microsecond)
 		}
 	}
-	tx.Put(lastKey, appendTime(nil, t))
-	return t
+	return t, tx.Put(lastKey, appendTime(nil, t))
 }
 
 // Catalog implements storage.Store. The token is the last pair, in base64.
@@ -172,8 +176,7 @@ func (l *Ledger) List(ctx context.Context, path string) (*goproxy.VersionList, e
 	return goproxy.NewVersionList(path, versions, time.Time{}), nil
 }
 
-// Latest is the complete version that "latest" means: from the list, or the
-// highest pseudo-version where it is empty. None is fs.ErrNotExist.
+// Latest is the complete version that "latest" means. None is fs.ErrNotExist.
 func (l *Ledger) Latest(path string) (string, error) {
 	versions, err := l.versions(path)
 	if err != nil {
@@ -182,11 +185,7 @@ func (l *Ledger) Latest(path string) (string, error) {
 	if v := goproxy.NewVersionList(path, versions, time.Time{}).LatestVersion(); v != "" {
 		return v, nil
 	}
-	semver.Sort(versions)
-	if len(versions) == 0 {
-		return "", goproxy.NotFound("%s@latest: no version is kept", path)
-	}
-	return versions[len(versions)-1], nil
+	return "", goproxy.NotFound("%s@latest: no version is kept", path)
 }
 
 func (l *Ledger) versions(path string) ([]string, error) {
