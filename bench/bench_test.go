@@ -38,7 +38,7 @@ func TestRun(t *testing.T) {
 	t.Cleanup(running.stop)
 
 	opt, err := parseOptions([]string{
-		"--athensctl", self, "--passes=1", "--requests=60", "--connections=4", "--cold-pairs=1",
+		"--athensctl", self, "--passes=1", "--requests=60", "--connections=4", "--cold-pairs=1", "--cold-delay=0",
 		"--upstream-listen", upstreamAddr, "--peer", "other=http://" + addr,
 	}, t.Output())
 	if err != nil {

@@ -21,11 +21,12 @@ const nameDirect = "direct"
 // coldResult is one peer's cold downloads.
 type coldResult struct {
 	Peer    string
-	Seconds []float64 // one for each pair
-	Ratios  []float64 // to direct, of the same pair
-	Median  float64   // seconds
-	Ratio   float64   // median of Ratios
-	Zips    int       // in the client's cache, of the last download
+	Delay   time.Duration // of each of upstream's answers
+	Seconds []float64     // one for each pair
+	Ratios  []float64     // to direct, of the same pair
+	Median  float64       // seconds
+	Ratio   float64       // median of Ratios
+	Zips    int           // in the client's cache, of the last download
 	Mods    int
 	MiB     float64 // of the zips
 	// UpstreamZips is what the peer asked of upstream in the last download.
@@ -39,11 +40,12 @@ type coldWork struct {
 }
 
 // measureCold has the go command download the same modules straight from the
-// upstream and through each server, by turns, with empty caches each time.
+// upstream and through each server, by turns, with empty caches each time;
+// upstream takes delay for each answer.
 // athensctl starts anew, with an empty store, for each; a peer that runs
 // already cannot, so every pair has modules of its own (not with a corpus,
 // which is why such peers are left out there).
-func (b *bench) measureCold(ctx context.Context) ([]*coldResult, error) {
+func (b *bench) measureCold(ctx context.Context, delay time.Duration) ([]*coldResult, error) {
 	names := []string{nameDirect}
 	if b.opt.athensctl != "none" {
 		names = append(names, nameAll, nameThree)
@@ -56,11 +58,13 @@ func (b *bench) measureCold(ctx context.Context) ([]*coldResult, error) {
 	byName := map[string]*coldResult{}
 	var results []*coldResult
 	for _, name := range names {
-		r := &coldResult{Peer: name}
+		r := &coldResult{Peer: name, Delay: delay}
 		byName[name] = r
 		results = append(results, r)
 	}
 
+	b.up.delay("", "", delay)
+	defer b.up.delay("", "", 0)
 	var corpusMod []byte
 	if b.opt.coldCorpus != "" {
 		dir, err := filepath.Abs(b.opt.coldCorpus)
@@ -76,7 +80,7 @@ func (b *bench) measureCold(ctx context.Context) ([]*coldResult, error) {
 	for pair := range b.opt.coldPairs {
 		work := coldWork{goMod: corpusMod}
 		if corpusMod == nil {
-			work.prefix = fmt.Sprintf("bench.example/cold%d", pair)
+			work.prefix = fmt.Sprintf("bench.example/cold%d-%d", delay.Milliseconds(), pair)
 			ms, goMod := graph(work.prefix, b.opt.graph)
 			for _, m := range ms {
 				m.zip("v1.1.0") // made before it is asked for
@@ -93,7 +97,7 @@ func (b *bench) measureCold(ctx context.Context) ([]*coldResult, error) {
 			if err != nil {
 				return nil, fmt.Errorf("cold: %s: %w", name, err)
 			}
-			b.logf("cold: pair %d of %d: %s: %.2f s", pair+1, b.opt.coldPairs, name, seconds)
+			b.logf("cold, upstream %v away: pair %d of %d: %s: %.2f s", delay, pair+1, b.opt.coldPairs, name, seconds)
 			byName[name].Seconds = append(byName[name].Seconds, seconds)
 		}
 		if work.prefix != "" {

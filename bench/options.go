@@ -22,6 +22,7 @@ type options struct {
 	upstreamListen string
 	nginx          string // auto, require, off
 	coldPairs      int
+	coldDelay      time.Duration
 	coldCorpus     string
 	coldGoMod      string
 	out            string
@@ -73,6 +74,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	fs.StringVar(&opt.upstreamListen, "upstream-listen", "127.0.0.1:0", "address of the bench's own upstream")
 	fs.StringVar(&opt.nginx, "nginx", "auto", "auto: when installed; require; off")
 	fs.IntVar(&opt.coldPairs, "cold-pairs", 5, "pairs of cold downloads")
+	fs.DurationVar(&opt.coldDelay, "cold-delay", 20*time.Millisecond, "how far upstream is: a second series of pairs, where it takes that long to answer; 0: none")
 	fs.StringVar(&opt.coldCorpus, "cold-corpus", "", "a module cache's cache/download `folder` to serve in place of the generated modules")
 	fs.StringVar(&opt.coldGoMod, "cold-gomod", "", "go.mod `file` to download from --cold-corpus (default: the largest in it, or ./go.mod, that downloads whole)")
 	fs.StringVar(&opt.out, "out", "", "`folder` for bench.md and bench.json")

@@ -43,7 +43,8 @@ type askKey struct {
 	path string // of the module
 }
 
-// delayRule makes the answers of one kind, for module paths with a prefix, late.
+// delayRule makes the answers of one kind ("": any), for module paths with a
+// prefix, late. A later rule goes before an earlier one.
 type delayRule struct {
 	kind   fileKind
 	prefix string
@@ -146,7 +147,7 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m, corpus := u.modules[path], u.corpus
 	var wait time.Duration
 	for _, rule := range u.delays {
-		if rule.kind == kind && strings.HasPrefix(path, rule.prefix) {
+		if (rule.kind == kind || rule.kind == "") && strings.HasPrefix(path, rule.prefix) {
 			wait = rule.delay
 		}
 	}
