@@ -36,7 +36,7 @@ func (db boltDB) View(f func(kv.Tx) error) error {
 }
 
 func (db boltDB) Update(f func(kv.Tx) error) error {
-	return db.DB.Batch(func(tx *bbolt.Tx) error { return f(boltTx{tx.Bucket(bucket)}) })
+	return fullDisk(db.DB.Batch(func(tx *bbolt.Tx) error { return f(boltTx{tx.Bucket(bucket)}) }))
 }
 
 type boltTx struct{ *bbolt.Bucket }

@@ -1,6 +1,7 @@
 // Package disk keeps modules in a folder, for one process at a time.
 //
 //	DIR/modules/<escaped path>/@v/<version>.{info,mod,zip}   the files, and list
+//	DIR/queue                                                the jobs (kv.Journal)
 //	DIR/ledger.db                                            everything else (bbolt)
 //	DIR/tmp/                                                 files being written
 //
@@ -50,6 +51,7 @@ type Store struct {
 	*kv.Ledger
 	dir  string
 	db   boltDB
+	jobs *kv.Journal
 	log  *slog.Logger
 	seed maphash.Seed
 	// locks order the writers of one module; one is chosen by the path's hash.
@@ -86,7 +88,12 @@ func Open(dir string, o Options) (*Store, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("open store: %s: %w (the folder modules beside it is whole: move ledger.db away, and it is made again)", ledger, err)
 	}
-	s := &Store{Ledger: kv.NewLedger(db, o.QueueMax, o.Now), dir: dir, db: db, log: o.Log, seed: maphash.MakeSeed()}
+	jobs, err := kv.OpenJournal(filepath.Join(dir, "queue"))
+	if err != nil {
+		db.Close()
+		return nil, fmt.Errorf("open store: the queue: %w", err)
+	}
+	s := &Store{Ledger: kv.NewLedger(db, queue{jobs}, o.QueueMax, o.Now), dir: dir, db: db, jobs: jobs, log: o.Log, seed: maphash.MakeSeed()}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 
@@ -99,6 +106,7 @@ func Open(dir string, o Options) (*Store, error) {
 		err = s.CompareAndSwap(ctx, cleanKey, clean, nil)
 	}
 	if err != nil {
+		jobs.Close()
 		db.Close()
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
@@ -108,6 +116,11 @@ func Open(dir string, o Options) (*Store, error) {
 	return s, nil
 }
 
+// queue is the journal whose failures for want of space say so.
+type queue struct{ *kv.Journal }
+
+func (q queue) Update(f func(kv.Tx) error) error { return fullDisk(q.Journal.Update(f)) }
+
 // Close ends what goes on behind and closes the ledger.
 func (s *Store) Close() error {
 	s.stop()
@@ -116,7 +129,7 @@ func (s *Store) Close() error {
 	if errors.Is(err, storage.ErrSwapped) || errors.Is(err, berrors.ErrDatabaseNotOpen) {
 		err = nil
 	}
-	return errors.Join(err, s.db.Close())
+	return errors.Join(err, s.jobs.Close(), s.db.Close())
 }
 
 // file is the place of one file of m.

@@ -1,18 +1,19 @@
 // Package kv holds everything that a storage backend keeps besides the files
 // themselves, over an ordered key-value database: the ledger, the catalog of
 // complete versions, the index feed and the tombstones. The disk backend gives
-// it bbolt, the memory backend a B-tree.
+// it bbolt, and a [Journal] for the queue; the memory backend a [Tree] for each.
 //
-// Keys, all in one key space:
+// Keys:
 //
 //	c path 0 version            complete version → its index time
 //	i time                      the index feed → path 0 version
 //	t time                      tombstones → path 0 version
 //	k path 0 query 0 file       Known, JSON
 //	x time k-key                when a Known may be forgotten
-//	j path 0 query 0 file       Job, JSON
-//	q priority time j-key       when a job is due
 //	s key                       small state
+//
+//	j path 0 query 0 file       in the queue: Job, JSON
+//	q priority time j-key       when a job is due
 //	n                           number of jobs
 //
 // Times are 8 bytes, big-endian, nanoseconds since 1970.

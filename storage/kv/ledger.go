@@ -30,6 +30,7 @@ const (
 // does not.
 type Ledger struct {
 	db       DB
+	queue    DB
 	now      func() time.Time
 	queueMax int
 
@@ -39,13 +40,15 @@ type Ledger struct {
 
 var _ storage.Ledger = (*Ledger)(nil)
 
-// NewLedger returns a ledger over db. queueMax bounds the jobs in the queue; 0:
-// no bound. now is the clock; nil is time.Now.
-func NewLedger(db DB, queueMax int, now func() time.Time) *Ledger {
+// NewLedger returns a ledger over db, and queue for the jobs. A queue may have a
+// method Sync: what nobody waits for, and so nobody would ask for again, is in the
+// queue when it has returned. queueMax bounds the jobs; 0: no bound. now is the
+// clock; nil is time.Now.
+func NewLedger(db, queue DB, queueMax int, now func() time.Time) *Ledger {
 	if now == nil {
 		now = time.Now
 	}
-	return &Ledger{db: db, now: now, queueMax: queueMax, waiting: map[storage.Key][]chan error{}}
+	return &Ledger{db: db, queue: queue, now: now, queueMax: queueMax, waiting: map[storage.Key][]chan error{}}
 }
 
 func ledgerKey(prefix byte, k storage.Key) []byte {
@@ -130,6 +133,9 @@ func (l *Ledger) forget(tx Tx) error {
 // Enqueue implements storage.Ledger.
 func (l *Ledger) Enqueue(ctx context.Context, j storage.Job) (added bool, err error) {
 	job, err := l.add(ctx, j, nil)
+	if s, ok := l.queue.(interface{ Sync() error }); ok && err == nil && j.Priority != storage.Demand {
+		err = s.Sync()
+	}
 	return job != nil, err
 }
 
@@ -143,7 +149,7 @@ func (l *Ledger) add(ctx context.Context, j storage.Job, with func(*storage.Job)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	err = l.db.Update(func(tx Tx) error {
+	err = l.queue.Update(func(tx Tx) error {
 		added = nil
 		old, err := getJob(tx, j.Key)
 		if err != nil {
@@ -192,14 +198,14 @@ func (l *Ledger) Claim(ctx context.Context, worker string, lease time.Duration) 
 	}
 	var job *storage.Job
 	// Looking first costs no write when there is nothing to do.
-	err := l.db.View(func(tx Tx) (err error) {
+	err := l.queue.View(func(tx Tx) (err error) {
 		job, err = l.nextDue(tx)
 		return err
 	})
 	if err != nil || job == nil {
 		return nil, err
 	}
-	err = l.db.Update(func(tx Tx) error {
+	err = l.queue.Update(func(tx Tx) error {
 		job = nil
 		old, err := l.nextDue(tx)
 		if old == nil || err != nil {
@@ -240,7 +246,7 @@ func (l *Ledger) nextDue(tx Tx) (*storage.Job, error) {
 
 // Extend implements storage.Ledger.
 func (l *Ledger) Extend(ctx context.Context, j *storage.Job, lease time.Duration) error {
-	return l.db.Update(func(tx Tx) error {
+	return l.queue.Update(func(tx Tx) error {
 		old, err := l.held(tx, j)
 		if err != nil {
 			return err
@@ -253,7 +259,7 @@ func (l *Ledger) Extend(ctx context.Context, j *storage.Job, lease time.Duration
 
 // Done implements storage.Ledger.
 func (l *Ledger) Done(ctx context.Context, j *storage.Job, cause error) error {
-	err := l.db.Update(func(tx Tx) error {
+	err := l.queue.Update(func(tx Tx) error {
 		old, err := l.held(tx, j)
 		if err != nil {
 			return err
@@ -271,7 +277,7 @@ func (l *Ledger) Done(ctx context.Context, j *storage.Job, cause error) error {
 
 // Retry implements storage.Ledger.
 func (l *Ledger) Retry(ctx context.Context, j *storage.Job, delay time.Duration, cause error) error {
-	err := l.db.Update(func(tx Tx) error {
+	err := l.queue.Update(func(tx Tx) error {
 		old, err := l.held(tx, j)
 		if err != nil {
 			return err
@@ -311,7 +317,7 @@ func (l *Ledger) Wait(ctx context.Context, k storage.Key) error {
 	defer l.unwait(k, ch)
 
 	var job *storage.Job
-	err := l.db.View(func(tx Tx) (err error) {
+	err := l.queue.View(func(tx Tx) (err error) {
 		job, err = getJob(tx, k)
 		return err
 	})
@@ -357,7 +363,7 @@ func (l *Ledger) wake(k storage.Key, cause error) {
 func (l *Ledger) Queue(ctx context.Context) (storage.QueueStats, error) {
 	var s storage.QueueStats
 	now := l.now()
-	err := l.db.View(func(tx Tx) error {
+	err := l.queue.View(func(tx Tx) error {
 		var bad error
 		tx.Ascend([]byte{'j'}, func(k, v []byte) bool {
 			if k[0] != 'j' {

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/tidwall/btree"
 	"golang.org/x/mod/module"
 
 	"github.com/athensctl/athensctl/goproxy"
@@ -48,7 +47,7 @@ func New(queueMax int, now func() time.Time) *Store {
 	if now == nil {
 		now = time.Now
 	}
-	return &Store{Ledger: kv.NewLedger(&db{}, queueMax, now), now: now, files: map[fileKey]file{}}
+	return &Store{Ledger: kv.NewLedger(&kv.Tree{}, &kv.Tree{}, queueMax, now), now: now, files: map[fileKey]file{}}
 }
 
 func (s *Store) get(ctx context.Context, m module.Version, f storage.File) (file, error) {
@@ -172,49 +171,4 @@ func (s *Store) Delete(ctx context.Context, m module.Version) error {
 		return goproxy.NotFound("%s: not kept", m)
 	}
 	return s.Removed(m)
-}
-
-// db is kv.DB over a B-tree that is copied when it is written.
-type db struct {
-	mu   sync.Mutex
-	tree btree.Map[string, []byte]
-}
-
-func (d *db) View(f func(kv.Tx) error) error {
-	d.mu.Lock()
-	snapshot := d.tree.Copy()
-	d.mu.Unlock()
-	return f(tx{snapshot})
-}
-
-func (d *db) Update(f func(kv.Tx) error) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	copied := d.tree.Copy()
-	if err := f(tx{copied}); err != nil {
-		return err
-	}
-	d.tree = *copied
-	return nil
-}
-
-type tx struct{ *btree.Map[string, []byte] }
-
-func (t tx) Get(key []byte) []byte {
-	v, _ := t.Map.Get(string(key))
-	return v
-}
-
-func (t tx) Put(key, value []byte) error {
-	t.Set(string(key), append([]byte{}, value...))
-	return nil
-}
-
-func (t tx) Delete(key []byte) error {
-	t.Map.Delete(string(key))
-	return nil
-}
-
-func (t tx) Ascend(from []byte, f func(k, v []byte) bool) {
-	t.Map.Ascend(string(from), func(k string, v []byte) bool { return f([]byte(k), v) })
 }
