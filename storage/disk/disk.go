@@ -245,6 +245,11 @@ func (s *Store) put(ctx context.Context, m module.Version, file storage.File, r 
 	if err != nil {
 		return err
 	}
+	if b, ok := r.(*bytes.Reader); ok { // a small file: most are put again with its zip
+		if have, err := os.ReadFile(name); err == nil {
+			return same(have, b)
+		}
+	}
 	tmp := s.link(r)
 	if tmp == nil {
 		if tmp, err = os.CreateTemp(filepath.Join(s.dir, "tmp"), "put-"); err != nil {
@@ -289,6 +294,15 @@ func (s *Store) put(ctx context.Context, m module.Version, file storage.File, r 
 		return fullDisk(err)
 	}
 	return syncDir(filepath.Dir(name))
+}
+
+// same compares what is kept with what was put.
+func same(have []byte, r *bytes.Reader) error {
+	b, err := io.ReadAll(r)
+	if err == nil && !bytes.Equal(have, b) {
+		err = storage.ErrConflict
+	}
+	return err
 }
 
 // link gives a file on the same file system, from its start, a name in tmp, so
