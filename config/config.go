@@ -74,7 +74,8 @@ type Config struct {
 	MaxBodyBytes      Bytes         `key:"max-body-bytes" default:"600MiB" help:"Largest body of a save."`
 	MaxHeaderBytes    Bytes         `key:"max-header-bytes" default:"32KiB" help:"Largest header of a request."`
 	ReadHeaderTimeout time.Duration `key:"read-header-timeout" default:"10s" help:"How long a client may take to send a request's header."`
-	BodyTimeout       time.Duration `key:"body-timeout" default:"30s" help:"Longest pause in a request's body, or while a client takes an answer."`
+	BodyTimeout       time.Duration `key:"body-timeout" default:"30s" help:"Longest pause in a request's body."`
+	WriteTimeout      time.Duration `key:"write-timeout" default:"30m" help:"How long a client may take for one answer, waiting for it included."`
 	IdleTimeout       time.Duration `key:"idle-timeout" default:"2m" help:"How long an idle connection is kept."`
 	JobLease          time.Duration `key:"job-lease" default:"15s" help:"After this a job of a crawler that died is taken by another."`
 	JobAttempts       int           `key:"job-attempts" default:"5" help:"How often a fetch that fails is tried."`

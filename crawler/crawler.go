@@ -69,6 +69,9 @@ type Crawler struct {
 	inflight   *semaphore.Weighted
 	outcomes   *prometheus.CounterVec
 	mismatches prometheus.Counter
+	queueFull  prometheus.Counter
+	busy       atomic.Int64
+	bytes      atomic.Int64
 	claims     atomic.Uint64
 
 	mu      sync.Mutex
@@ -89,13 +92,21 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 			Name: "athensctl_fetches_total",
 			Help: "Fetches from upstream that ended, by file (list, info, mod, zip) and outcome (ok, kept, refused, retry, failed, lost).",
 		}, []string{"file", "outcome"}),
+		queueFull: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "athensctl_crawler_queue_full_total", Help: "Fetches that were refused because the queue was full.",
+		}),
 		mismatches: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "athensctl_checksum_mismatches_total",
 			Help: "Files that upstream has with another content than the checksum database says; none was kept.",
 		}),
 	}
 	if o.Metrics != nil {
-		o.Metrics.MustRegister(c.outcomes, c.mismatches)
+		gauge := func(name, help string, v *atomic.Int64) prometheus.Collector {
+			return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(v.Load()) })
+		}
+		o.Metrics.MustRegister(c.outcomes, c.mismatches, c.queueFull,
+			gauge("athensctl_crawler_busy_workers", "Fetches going on.", &c.busy),
+			gauge("athensctl_crawler_inflight_bytes", "Bytes of zips being fetched.", &c.bytes))
 	}
 	return c
 }
@@ -227,7 +238,7 @@ func (c *Crawler) fetched(ctx context.Context, k storage.Key) error {
 	if job == nil || err != nil {
 		worker.leave()
 		if err != nil {
-			return err
+			return c.countFull(err)
 		}
 		return c.ledger.Wait(ctx, k)
 	}
@@ -248,6 +259,13 @@ func (c *Crawler) enqueue(ctx context.Context, k storage.Key) error {
 	select {
 	case c.nudge <- struct{}{}:
 	default: // as many as there are workers are on their way
+	}
+	return c.countFull(err)
+}
+
+func (c *Crawler) countFull(err error) error {
+	if errors.Is(err, storage.ErrQueueFull) {
+		c.queueFull.Inc()
 	}
 	return err
 }
@@ -329,6 +347,8 @@ func (c *Crawler) work(ctx context.Context) {
 // run does one job under its lease, says how it ended, and returns the error that
 // who waits for the job is told.
 func (c *Crawler) run(ctx context.Context, job *storage.Job) error {
+	c.busy.Add(1)
+	defer c.busy.Add(-1)
 	jobCtx, cancel := context.WithCancelCause(ctx)
 	var beat sync.WaitGroup
 	beat.Go(func() { c.heartbeat(jobCtx, cancel, job) })

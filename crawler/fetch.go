@@ -316,6 +316,8 @@ func (c *Crawler) spool(ctx context.Context, s goproxy.Source, m module.Version,
 		return err
 	}
 	defer c.inflight.Release(weight)
+	c.bytes.Add(weight)
+	defer c.bytes.Add(-weight)
 	n, err := io.Copy(tmp, io.LimitReader(b, goproxy.MaxZipBytes+1))
 	if err != nil {
 		return err

@@ -58,6 +58,7 @@ type Proxy struct {
 	flights singleflight.Group
 	waiting atomic.Int64
 	hits    *prometheus.CounterVec
+	gaveUp  *prometheus.CounterVec
 	// generation grows with each deletion: what was read before is not kept after.
 	generation atomic.Int64
 	behind     sync.Map // keys that are refreshed behind a reader now
@@ -89,9 +90,13 @@ func New(store storage.Store, ledger storage.Ledger, crawler goproxy.Source, o O
 			Name: "athensctl_proxy_answers_total",
 			Help: "Answers of the proxy, by where they came from (memory, disk, storage, crawler, stale) and file.",
 		}, []string{"tier", "file"}),
+		gaveUp: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "athensctl_proxy_gave_up_total",
+			Help: "Requests that were not answered: waiting (too many waited already), timeout (the fetch takes longer than fetch-timeout and goes on).",
+		}, []string{"bound"}),
 	}
 	if o.Metrics != nil {
-		o.Metrics.MustRegister(p.hits,
+		o.Metrics.MustRegister(p.hits, p.gaveUp,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "athensctl_proxy_waiting", Help: "Requests that wait for a fetch."},
 				func() float64 { return float64(p.waiting.Load()) }),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "athensctl_proxy_cache_bytes", Help: "Bytes in the disk cache."},
@@ -263,6 +268,7 @@ func (p *Proxy) rememberRefusal(k storage.Key, err error) {
 func (p *Proxy) share(ctx context.Context, k storage.Key, f func(context.Context) (any, error)) (any, error) {
 	if n := p.waiting.Add(1); n > int64(p.o.MaxWaiting) {
 		p.waiting.Add(-1)
+		p.gaveUp.WithLabelValues("waiting").Inc()
 		return nil, goproxy.Busy(2*time.Second, "busy: %d requests wait for a fetch already", p.o.MaxWaiting)
 	}
 	defer p.waiting.Add(-1)
@@ -283,6 +289,7 @@ func (p *Proxy) share(ctx context.Context, k storage.Key, f func(context.Context
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-timeout.C:
+		p.gaveUp.WithLabelValues("timeout").Inc()
 		return nil, &goproxy.Error{
 			Status: p.o.FetchTimeoutStatus, NoStore: true,
 			Message: k.String() + ": still being fetched after " + p.o.FetchTimeout.String() + "; it goes on, come again",

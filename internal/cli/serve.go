@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -50,10 +51,10 @@ type process struct {
 
 func newProcess(cfg *config.Config, log *slog.Logger) *process {
 	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
-	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), limits(cfg))
 	p.servers = serve.New(serve.Options{
 		Version: Version(), Token: cfg.InternalToken, MaxRequests: cfg.MaxConnections, MaxHeaderBytes: int(cfg.MaxHeaderBytes),
-		ReadHeaderTimeout: cfg.ReadHeaderTimeout, BodyTimeout: cfg.BodyTimeout, IdleTimeout: cfg.IdleTimeout,
+		ReadHeaderTimeout: cfg.ReadHeaderTimeout, BodyTimeout: cfg.BodyTimeout, WriteTimeout: cfg.WriteTimeout, IdleTimeout: cfg.IdleTimeout,
 		DrainDelay: cfg.DrainDelay, DrainTimeout: cfg.DrainTimeout, Registry: p.registry, Log: log,
 	})
 	return p
@@ -116,12 +117,7 @@ func (p *process) addStorage() error {
 		p.store, p.ledger = s, s
 		p.closers = append(p.closers, s.Close)
 	}
-	p.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "athensctl_queue_jobs", Help: "Jobs in the queue of fetches.",
-	}, func() float64 {
-		q, _ := p.ledger.Queue(context.Background())
-		return float64(q.Jobs)
-	}))
+	p.registry.MustRegister(queueMetrics{p.ledger})
 	if cfg.Address("storage") == "" {
 		return nil
 	}
@@ -168,7 +164,7 @@ func (p *process) addCrawler() error {
 		return nil
 	}
 	upstream := &http.Client{Transport: &http.Transport{
-		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: cfg.Workers,
+		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: cfg.Workers,
 		ResponseHeaderTimeout: cfg.UpstreamTimeout, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
 		DisableCompression: true,
 	}}

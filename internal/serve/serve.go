@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -32,6 +33,7 @@ type Options struct {
 	MaxHeaderBytes    int
 	ReadHeaderTimeout time.Duration
 	BodyTimeout       time.Duration
+	WriteTimeout      time.Duration
 	IdleTimeout       time.Duration
 	DrainDelay        time.Duration
 	DrainTimeout      time.Duration
@@ -43,8 +45,8 @@ type Options struct {
 type Servers struct {
 	o        Options
 	requests *prometheus.HistogramVec
-	inflight prometheus.Gauge
-	refused  prometheus.Counter
+	refused  *prometheus.CounterVec
+	conns    prometheus.Gauge
 	draining atomic.Bool
 	list     []server
 }
@@ -63,10 +65,12 @@ func New(o Options) *Servers {
 			Name: "athensctl_request_seconds", Help: "Time to answer a request, by role, method and status.",
 			Buckets: []float64{.0005, .001, .005, .025, .1, .5, 2.5, 10, 60},
 		}, []string{"role", "method", "status"}),
-		inflight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "athensctl_requests_in_flight", Help: "Requests being answered."}),
-		refused:  prometheus.NewCounter(prometheus.CounterOpts{Name: "athensctl_requests_refused_total", Help: "Requests refused because too many were in flight."}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "athensctl_requests_refused_total", Help: "Requests refused: requests (too many in flight), body (too large, or too slow).",
+		}, []string{"bound"}),
+		conns: prometheus.NewGauge(prometheus.GaugeOpts{Name: "athensctl_connections", Help: "Open connections of clients, idle ones too."}),
 	}
-	o.Registry.MustRegister(s.requests, s.inflight, s.refused)
+	o.Registry.MustRegister(s.requests, s.refused, s.conns)
 	return s
 }
 
@@ -121,6 +125,8 @@ func (s *Servers) Listen(r Role) error {
 	s.list = append(s.list, server{r.Name, ln, &http.Server{
 		Handler:           e,
 		ReadHeaderTimeout: s.o.ReadHeaderTimeout,
+		WriteTimeout:      s.o.WriteTimeout,
+		ConnState:         s.connState,
 		IdleTimeout:       s.o.IdleTimeout,
 		MaxHeaderBytes:    s.o.MaxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
@@ -131,6 +137,15 @@ func (s *Servers) Listen(r Role) error {
 func plain(c echo.Context, text string) error {
 	c.Response().Header().Set("Cache-Control", goproxy.CacheNever)
 	return c.String(http.StatusOK, text)
+}
+
+func (s *Servers) connState(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		s.conns.Inc()
+	case http.StateClosed, http.StateHijacked:
+		s.conns.Dec()
+	}
 }
 
 // Run serves until ctx ends, and then drains: not ready, DrainDelay, no new
@@ -168,6 +183,9 @@ func unlogged(path string) bool { return path == "/healthz" || path == "/readyz"
 // around is what stands around every route.
 func (s *Servers) around(r Role) echo.MiddlewareFunc {
 	var inflight atomic.Int64
+	s.o.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "athensctl_requests_in_flight", Help: "Requests being answered.", ConstLabels: prometheus.Labels{"role": r.Name},
+	}, func() float64 { return float64(inflight.Load()) }))
 	type label struct {
 		method string
 		status int
@@ -195,7 +213,7 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 			health := unlogged(req.URL.Path)
 			switch n := inflight.Add(1); {
 			case n > int64(s.o.MaxRequests) && !health:
-				s.refused.Inc()
+				s.refused.WithLabelValues("requests").Inc()
 				err = goproxy.Busy(time.Second, "busy: %d requests are in flight already", s.o.MaxRequests)
 			case r.Internal && s.o.Token != "" && req.URL.Path != "/healthz" && req.URL.Path != "/readyz" && !s.authorized(req):
 				res.Header().Set("WWW-Authenticate", `Basic realm="athensctl"`)
@@ -205,6 +223,9 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 			}
 			inflight.Add(-1)
 			if err != nil {
+				if goproxy.Status(err) == http.StatusRequestEntityTooLarge || errors.Is(err, os.ErrDeadlineExceeded) {
+					s.refused.WithLabelValues("body").Inc()
+				}
 				goproxy.ErrorHandler(err, c)
 			}
 			if health {

@@ -1,0 +1,60 @@
+package cli
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/athensctl/athensctl/config"
+	"github.com/athensctl/athensctl/storage"
+)
+
+// limits is the bounds that are set, beside the gauges that say how near they are.
+func limits(cfg *config.Config) prometheus.Collector {
+	g := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "athensctl_limit", Help: "A bound, by the name of its setting; times are in seconds.",
+	}, []string{"setting"})
+	for setting, v := range map[string]float64{
+		"workers": float64(cfg.Workers), "zip-workers": float64(cfg.ZipWorkers), "inflight-max-bytes": float64(cfg.InflightMaxBytes),
+		"queue-max": float64(cfg.QueueMax), "max-waiting": float64(cfg.MaxWaiting), "max-connections": float64(cfg.MaxConnections),
+		"max-body-bytes": float64(cfg.MaxBodyBytes), "max-header-bytes": float64(cfg.MaxHeaderBytes),
+		"cache-max-bytes": float64(cfg.CacheMaxBytes), "cache-memory-bytes": float64(cfg.CacheMemoryBytes),
+		"fetch-timeout": cfg.FetchTimeout.Seconds(), "upstream-timeout": cfg.UpstreamTimeout.Seconds(),
+		"read-header-timeout": cfg.ReadHeaderTimeout.Seconds(), "body-timeout": cfg.BodyTimeout.Seconds(),
+		"write-timeout": cfg.WriteTimeout.Seconds(), "idle-timeout": cfg.IdleTimeout.Seconds(),
+	} {
+		g.WithLabelValues(setting).Set(v)
+	}
+	return g
+}
+
+// queueMetrics describes the queue when it is asked.
+type queueMetrics struct{ ledger storage.Ledger }
+
+var (
+	queueJobs    = prometheus.NewDesc("athensctl_queue_jobs", "Jobs in the queue of fetches, claimed ones too.", nil, nil)
+	queueClaimed = prometheus.NewDesc("athensctl_queue_claimed_jobs", "Jobs that a crawler works on.", nil, nil)
+	queueOldest  = prometheus.NewDesc("athensctl_queue_oldest_seconds", "Age of the oldest job.", nil, nil)
+)
+
+func (q queueMetrics) Describe(ch chan<- *prometheus.Desc) {
+	ch <- queueJobs
+	ch <- queueClaimed
+	ch <- queueOldest
+}
+
+func (q queueMetrics) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	s, err := q.ledger.Queue(ctx)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(queueJobs, err)
+		return
+	}
+	for d, v := range map[*prometheus.Desc]float64{
+		queueJobs: float64(s.Jobs), queueClaimed: float64(s.Claimed), queueOldest: s.Oldest.Seconds(),
+	} {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v)
+	}
+}

@@ -1,0 +1,72 @@
+package cli
+
+import (
+	"io"
+	"log/slog"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/pflag"
+
+	"github.com/athensctl/athensctl/config"
+)
+
+// docs/metrics.md has every metric of a process with all roles, and no other.
+func TestMetricsPage(t *testing.T) {
+	flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+	config.Flags(flags)
+	cfg, err := config.Load(flags, []string{
+		"ATHENSCTL_STORE=memory", "ATHENSCTL_DATA_DIR=" + t.TempDir(), "ATHENSCTL_LISTEN=127.0.0.1:0",
+		"ATHENSCTL_STORAGE_LISTEN=127.0.0.1:0", "ATHENSCTL_CRAWLER_LISTEN=127.0.0.1:0",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProcess(cfg, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	for _, role := range []func() error{p.addStorage, p.addCrawler, p.addProxy} {
+		if err := role(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ch := make(chan *prometheus.Desc, 1000)
+	p.registry.Describe(ch)
+	close(ch)
+	name := regexp.MustCompile(`athensctl_[a-z_]+`)
+	var have []string
+	for d := range ch {
+		if n := name.FindString(d.String()); n != "" {
+			have = append(have, n)
+		}
+	}
+	page, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `(athensctl_[a-z_]+)`").FindAllStringSubmatch(string(page), -1) {
+		want = append(want, m[1])
+	}
+	slices.Sort(have)
+	slices.Sort(want)
+	if have = slices.Compact(have); !slices.Equal(have, want) {
+		t.Errorf("the program has\n%s\ndocs/metrics.md has\n%s", strings.Join(have, "\n"), strings.Join(want, "\n"))
+	}
+	families, err := p.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "athensctl_limit" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if setting := m.GetLabel()[0].GetValue(); !slices.ContainsFunc(cfg.Settings(), func(s config.Setting) bool { return s.Key == setting }) || m.GetGauge().GetValue() <= 0 {
+				t.Errorf("athensctl_limit{setting=%q} %v: no such setting, or no limit", setting, m.GetGauge().GetValue())
+			}
+		}
+	}
+}
