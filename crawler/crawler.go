@@ -73,6 +73,7 @@ type Crawler struct {
 	busy       atomic.Int64
 	bytes      atomic.Int64
 	claims     atomic.Uint64
+	complained atomic.Int64 // when a claim failed last, seconds since 1970
 
 	mu      sync.Mutex
 	running context.Context // Run's; nil: it does not run
@@ -323,7 +324,7 @@ func (c *Crawler) work(ctx context.Context) {
 			return
 		}
 		job, err := c.ledger.Claim(ctx, c.workerName(), c.o.Lease)
-		if err != nil && ctx.Err() == nil {
+		if now := time.Now().Unix(); err != nil && ctx.Err() == nil && c.complained.Swap(now) < now-10 { // one worker for all
 			c.o.Log.Warn("claim a job", "err", err)
 		}
 		if job != nil {

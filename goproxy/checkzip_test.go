@@ -1,0 +1,89 @@
+package goproxy
+
+import (
+	"archive/zip"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/dirhash"
+)
+
+func writeZip(t testing.TB, files map[string]string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "m.zip")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z := zip.NewWriter(f)
+	for name, content := range files { // in any order: the hash sorts
+		w, err := z.Create(name)
+		if err == nil {
+			_, err = w.Write([]byte(content))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// The hash is the one that golang.org/x/mod/sumdb/dirhash makes.
+func TestCheckZipH1(t *testing.T) {
+	m := module.Version{Path: "example.com/m", Version: "v1.2.3"}
+	for _, n := range []int{0, 1, 7, 200} {
+		files := map[string]string{m.String() + "/go.mod": "module example.com/m\n"}
+		for i := range n {
+			files[fmt.Sprintf("%s/dir%d/File-%d.go", m, i%5, i)] = strings.Repeat("package x\n", i*10)
+		}
+		name := writeZip(t, files)
+		h1, mod, err := CheckZip(m, name)
+		if err != nil || string(mod) != "module example.com/m\n" {
+			t.Fatalf("%d files: %q, %v", n, mod, err)
+		}
+		if want, err := dirhash.HashZip(name, dirhash.Hash1); err != nil || h1 != want {
+			t.Errorf("%d files: %s, want %s, %v", n, h1, want, err)
+		}
+	}
+}
+
+// One changed byte of content is found, wherever it is.
+func TestCheckZipCRC(t *testing.T) {
+	m := module.Version{Path: "example.com/m", Version: "v1.2.3"}
+	name := writeZip(t, map[string]string{
+		m.String() + "/go.mod": "module example.com/m\n", m.String() + "/a.go": "package a // MARK\n", m.String() + "/b.go": "package a\n",
+	})
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := zip.OpenReader(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for _, f := range r.File {
+		at, err := f.DataOffset()
+		if err != nil {
+			t.Fatal(err)
+		}
+		broken := append([]byte{}, raw...)
+		broken[at+int64(f.CompressedSize64)/2] ^= 0x10
+		if err := os.WriteFile(name, broken, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := CheckZip(m, name); err == nil {
+			t.Errorf("%s: a flipped bit was not found", f.Name)
+		}
+	}
+}
