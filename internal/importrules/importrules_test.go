@@ -54,8 +54,12 @@ var allowed = []struct {
 		why: "a backend knows no other backend; cosmos keeps its zips in blob"},
 	{pkg: "storage/blob", only: []string{"goproxy", "storage", "internal/..."}, future: true,
 		why: "a backend knows no other backend"},
-	{pkg: "vcs", only: []string{"goproxy"}, future: true,
+	{pkg: "vcs", only: []string{"goproxy", "vcs/git", "vcs/remote"},
 		why: "a git host is a Source, and nothing more"},
+	{pkg: "vcs/git", only: []string{"goproxy"},
+		why: "git's protocol knows nothing of modules"},
+	{pkg: "vcs/remote", only: []string{"goproxy"},
+		why: "who may be reached is not the protocol's business"},
 	{pkg: "config", only: []string{"internal/..."},
 		why: "settings are plain values: who uses them is the wiring's to know"},
 }
@@ -78,7 +82,7 @@ var apart = []struct {
 		why: "only storage has a database and its credentials"},
 	{from: []string{"storage/..."}, to: []string{"proxy", "crawler", "config"},
 		why: "storage serves the other roles, and is given its settings"},
-	{from: []string{"proxy", "storage/..."}, to: []string{"vcs"}, future: true,
+	{from: []string{"proxy", "storage/..."}, to: []string{"vcs", "vcs/git", "vcs/remote"},
 		why: "no git but in the crawler, which is handed it by internal/cli"},
 	{from: []string{"proxy", "crawler", "storage/...", "goproxy"}, to: []string{"config"},
 		why: "packages are given what they need, not the settings of everything"},
@@ -103,7 +107,7 @@ var homes = []struct {
 		why: "a database belongs to its backend"},
 	{dep: "github.com/Azure/...", in: []string{"storage/cosmos", "storage/blob"}, future: true,
 		why: "Azure is the business of its two backends"},
-	{dep: "github.com/go-git/...", in: []string{"vcs"}, future: true,
+	{dep: "github.com/go-git/...", in: []string{"vcs", "vcs/git"},
 		why: "git is spoken in one place"},
 	{dep: "os/exec", in: []string{"bench/...", "internal/test...", "internal/e2e"},
 		why: "no role starts a process"},
@@ -326,6 +330,9 @@ func sound() graph {
 		"storage/kv":            "goproxy storage",
 		"storage/memory":        "goproxy storage storage/kv",
 		"storage/storagetest":   "goproxy storage",
+		"vcs":                   "goproxy vcs/git vcs/remote github.com/go-git/go-git/v5",
+		"vcs/git":               "goproxy github.com/go-git/go-git/v5",
+		"vcs/remote":            "goproxy",
 	} {
 		g.add(path, strings.Fields(imports)...)
 	}
@@ -377,6 +384,8 @@ func TestViolationsAreFound(t *testing.T) {
 		{"storage/kv", "proxy", "storage serves"},
 		{"storage", "vcs", "no git but in the crawler"},
 		{"vcs", "storage", "a git host is a Source"},
+		{"vcs/git", "vcs/remote", "git's protocol knows nothing"},
+		{"vcs/remote", "vcs/git", "who may be reached"},
 		{"config", "goproxy", "settings are plain values"},
 		{"internal/cli", "internal/testupstream", "what only tests need"},
 		{"internal/cli", "storage/storagetest", "what only tests need"},
@@ -431,7 +440,7 @@ func TestUnfitRulesAreFound(t *testing.T) {
 		{"a backend was renamed", func(g graph) { delete(g, ours+"/storage/disk") }, "there is no storage/disk"},
 		{"a test package was renamed", func(g graph) { delete(g, ours+"/internal/testupstream") }, "there is no internal/test..."},
 		{"viper was dropped", func(g graph) { g[ours+"/config"] = pkg{} }, "there is no config that imports github.com/spf13/viper"},
-		{"vcs has come", func(g graph) { g.add("vcs", "goproxy") }, "take the mark future off"},
+		{"go-git was dropped", func(g graph) { g[ours+"/vcs"], g[ours+"/vcs/git"] = pkg{}, pkg{} }, "there is no vcs or vcs/git that imports github.com/go-git/..."},
 		{"Azure has come", func(g graph) { g.add("storage/blob", "github.com/Azure/azure-sdk-for-go/sdk/storage/azblob") }, "take the mark future off"},
 	} {
 		g := sound()

@@ -1,0 +1,243 @@
+package git
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/format/packfile"
+)
+
+// Want says what to fetch.
+type Want struct {
+	Hashes []string // of commits, tag objects, or (with version 2) any object
+	Depth  int      // of history; 0: all of it, 1: the commits alone
+	// Filter leaves objects out, where the server can ("blob:none": no file
+	// contents; "tree:0": commits and tags alone). A server that can't sends them.
+	Filter string
+}
+
+// errNotSent: the server has refused a hash.
+var errNotSent = errors.New("the server does not give it")
+
+// Fetch fetches objects. The caller closes them.
+func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error) {
+	s, err := c.open(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	limits := c.Limits.orDefault()
+	var body io.ReadCloser
+	if s.version == 2 {
+		body, err = s.post(ctx, s.fetchRequest(w))
+	} else {
+		var req []byte
+		if req, err = s.wantRequest(w); err == nil {
+			body, err = s.post(ctx, req)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	f, err := os.CreateTemp(c.TempDir, "pack-")
+	if err != nil {
+		return nil, err
+	}
+	f.Chmod(0o600)
+	r := &reader{r: body, left: limits.PackBytes}
+	err = s.skipToPack(r, w)
+	if err == nil {
+		_, err = io.Copy(f, &band{r: r})
+	}
+	var o *Objects
+	if err == nil {
+		o, err = index(f, limits)
+	}
+	if err != nil {
+		f.Close()
+		os.Remove(f.Name())
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("%s: %w", Name(u), ctx.Err())
+		}
+		return nil, broken(u, "fetch: %w", err)
+	}
+	return o, nil
+}
+
+func (s *service) fetchRequest(w Want) []byte {
+	req := s.command("fetch")
+	req.line("no-progress")
+	req.line("ofs-delta")
+	for _, h := range w.Hashes {
+		req.line("want %s", h)
+	}
+	if w.Depth > 0 {
+		req.line("deepen %d", w.Depth)
+	}
+	if w.Filter != "" && slices.Contains(strings.Fields(s.caps["fetch"]), "filter") {
+		req.line("filter %s", w.Filter)
+	}
+	req.line("done")
+	req.flush()
+	return req.b
+}
+
+// wantRequest is the request of versions 0 and 1.
+func (s *service) wantRequest(w Want) ([]byte, error) {
+	caps := []string{"side-band-64k", "ofs-delta", "no-progress", "agent=git/athensctl"}
+	_, any1 := s.caps["allow-reachable-sha1-in-want"]
+	_, any2 := s.caps["allow-any-sha1-in-want"]
+	if _, ok := s.caps["side-band-64k"]; !ok {
+		return nil, broken(s.repo, "the server speaks a protocol that is too old: it cannot side-band-64k")
+	}
+	_, filter := s.caps["filter"]
+	if filter = filter && w.Filter != ""; filter {
+		caps = append(caps, "filter")
+	}
+	req := &request{}
+	for i, h := range w.Hashes {
+		if !any1 && !any2 && !slices.ContainsFunc(s.refs, func(r Ref) bool { return r.Hash == h }) {
+			return nil, broken(s.repo, "%s: %w: it is not one of its refs", h, errNotSent)
+		}
+		line := "want " + h
+		if i == 0 {
+			line += " " + strings.Join(caps, " ")
+		}
+		req.line("%s", line)
+	}
+	if w.Depth > 0 {
+		req.line("deepen %d", w.Depth)
+	}
+	if filter {
+		req.line("filter %s", w.Filter)
+	}
+	req.flush()
+	req.line("done")
+	return req.b, nil
+}
+
+// skipToPack reads what comes before the pack.
+func (s *service) skipToPack(r *reader, w Want) error {
+	if s.version == 2 {
+		for {
+			text, k, err := r.line()
+			switch {
+			case err != nil:
+				return err
+			case k == flush:
+				return errors.New("the answer has no pack")
+			case text == "packfile":
+				return nil
+			}
+		}
+	}
+	for {
+		text, k, err := r.line()
+		switch {
+		case err != nil:
+			return err
+		case k == flush && w.Depth > 0: // the end of the shallow lines
+		case k != data:
+			return errors.New("the answer has no pack")
+		case strings.HasPrefix(text, "shallow "), strings.HasPrefix(text, "unshallow "):
+		case text == "NAK", strings.HasPrefix(text, "ACK "):
+			return nil
+		default:
+			return fmt.Errorf("%q where NAK should be", printable(text[:min(len(text), 100)]))
+		}
+	}
+}
+
+// band is the content of side-band packets: the first band.
+type band struct {
+	r    *reader
+	rest []byte
+}
+
+func (b *band) Read(p []byte) (int, error) {
+	for len(b.rest) == 0 {
+		k, body, err := b.r.next()
+		switch {
+		case err != nil:
+			return 0, err
+		case k != data:
+			return 0, io.EOF
+		case len(body) == 0:
+		case body[0] == 1:
+			b.rest = body[1:]
+		case body[0] == 3:
+			return 0, fmt.Errorf("the server says: %s", printable(string(body[1:])))
+		case body[0] != 2: // progress
+			return 0, fmt.Errorf("band %d", body[0])
+		}
+	}
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	return n, nil
+}
+
+// prescan reads a pack once, before anything is made of it: what it says of the
+// sizes of its objects, and of what its deltas make, is within the limits and true.
+func prescan(f io.ReadSeeker, limits Limits) error {
+	s := packfile.NewScanner(f)
+	_, n, err := s.Header()
+	if err != nil {
+		return fmt.Errorf("pack: %w", err)
+	}
+	if int64(n) > int64(limits.Objects) {
+		return fmt.Errorf("pack: it says that it has %d objects; at most %d are accepted", n, limits.Objects)
+	}
+	total := int64(0)
+	for range n {
+		h, err := s.NextObjectHeader()
+		if err != nil {
+			return fmt.Errorf("pack: %w", err)
+		}
+		size := h.Length
+		if size < 0 || size > limits.ObjectBytes {
+			return fmt.Errorf("pack: an object of %d bytes; at most %d are accepted", size, limits.ObjectBytes)
+		}
+		start := head{}
+		if written, _, err := s.NextObject(&start); err != nil || written != h.Length {
+			return fmt.Errorf("pack: an object of %d bytes has %d: %w", h.Length, written, err)
+		}
+		if h.Type == plumbing.OFSDeltaObject || h.Type == plumbing.REFDeltaObject {
+			if h.Type == plumbing.OFSDeltaObject && (h.OffsetReference <= 0 || h.OffsetReference >= h.Offset) {
+				return errors.New("pack: a delta whose base is not before it")
+			}
+			r := bytes.NewReader(start.b)
+			_, err1 := binary.ReadUvarint(r) // of the base
+			target, err2 := binary.ReadUvarint(r)
+			if err := errors.Join(err1, err2); err != nil {
+				return fmt.Errorf("pack: a delta without sizes: %w", err)
+			}
+			if target > uint64(limits.ObjectBytes) {
+				return fmt.Errorf("pack: a delta that makes %d bytes; at most %d are accepted", target, limits.ObjectBytes)
+			}
+			size = int64(target)
+		}
+		if total += size; total > limits.TotalBytes {
+			return fmt.Errorf("pack: more than %d bytes of objects", limits.TotalBytes)
+		}
+	}
+	return nil
+}
+
+// head keeps the first bytes of what is written to it.
+type head struct{ b []byte }
+
+func (h *head) Write(p []byte) (int, error) {
+	if room := 2*binary.MaxVarintLen64 - len(h.b); room > 0 {
+		h.b = append(h.b, p[:min(room, len(p))]...)
+	}
+	return len(p), nil
+}

@@ -1,0 +1,241 @@
+package git
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/athensctl/athensctl/goproxy"
+)
+
+// service is a repository's upload-pack service: what its server said first.
+type service struct {
+	c    *Client
+	repo *url.URL // as it was given
+	base *url.URL // after redirects
+	// version 2: what the server can do, by name. Before: the refs, and what the
+	// server can do.
+	version int
+	caps    map[string]string
+	refs    []Ref
+}
+
+// open asks for the service. It knows the refs of a server that does not speak
+// version 2.
+func (c *Client) open(ctx context.Context, u *url.URL) (*service, error) {
+	if u.Scheme != "https" && u.Scheme != "http" {
+		return nil, goproxy.Errorf(http.StatusNotImplemented, "%s: %s is not a way to reach a repository here: https is", Name(u), u.Scheme)
+	}
+	s := &service{c: c, repo: u, base: u, caps: map[string]string{}}
+	ask := u.JoinPath("info/refs")
+	ask.RawQuery = "service=git-upload-pack"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, ask.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := s.do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if t := resp.Header.Get("Content-Type"); t != "application/x-git-upload-pack-advertisement" {
+		return nil, goproxy.NotFound("%s: no git repository is served there: the answer is %.60q", Name(u), t)
+	}
+	// git asks where a redirect led for the rest.
+	if final, ok := strings.CutSuffix(resp.Request.URL.Path, "/info/refs"); ok {
+		base := *resp.Request.URL
+		base.Path, base.RawPath, base.RawQuery = final, "", ""
+		s.base = &base
+	}
+	r := &reader{r: resp.Body, left: c.Limits.orDefault().RefBytes}
+	if err := s.readAdvertisement(r); err != nil {
+		return nil, broken(u, "refs: %w", err)
+	}
+	if f := s.caps["object-format"]; f != "" && f != "sha1" {
+		return nil, goproxy.Errorf(http.StatusNotImplemented, "%s: a repository with %.20s hashes; only sha1 is supported", Name(u), f)
+	}
+	return s, nil
+}
+
+func (s *service) readAdvertisement(r *reader) error {
+	text, k, err := r.line()
+	if err != nil {
+		return err
+	}
+	if k == data && strings.HasPrefix(text, "# service=") {
+		if _, k, err = r.line(); err != nil {
+			return err
+		}
+		if k != flush {
+			return errors.New("the service's name is not followed by a flush")
+		}
+		if text, k, err = r.line(); err != nil {
+			return err
+		}
+	}
+	if text == "version 2" {
+		s.version = 2
+		for {
+			text, k, err := r.line()
+			if err != nil || k != data {
+				return err
+			}
+			name, value, _ := strings.Cut(text, "=")
+			s.caps[name] = value
+		}
+	}
+	// Version 0 or 1: refs, the first with what the server can do behind a NUL.
+	if text == "version 1" {
+		if text, k, err = r.line(); err != nil {
+			return err
+		}
+	}
+	for first := true; k == data; first = false {
+		if first {
+			var caps string
+			text, caps, _ = strings.Cut(text, "\x00")
+			for _, c := range strings.Fields(caps) {
+				name, value, _ := strings.Cut(c, "=")
+				if name == "symref" {
+					if from, to, ok := strings.Cut(value, ":"); ok {
+						name, value = "symref "+from, to
+					}
+				}
+				s.caps[name] = value
+			}
+		}
+		hash, name, ok := strings.Cut(text, " ")
+		switch {
+		case strings.HasPrefix(text, "shallow "):
+		case !ok || !isHash(hash):
+			return fmt.Errorf("%.100q is not a ref", printable(text))
+		case name == "capabilities^{}": // an empty repository
+		case strings.HasSuffix(name, "^{}"):
+			if n := len(s.refs); n > 0 && s.refs[n-1].Name == strings.TrimSuffix(name, "^{}") {
+				s.refs[n-1].Peeled = hash
+			}
+		default:
+			s.refs = append(s.refs, Ref{Name: name, Hash: hash, Target: s.caps["symref "+name]})
+		}
+		if text, k, err = r.line(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// post sends a request to the service; the answer's body must be closed.
+func (s *service) post(ctx context.Context, body []byte) (io.ReadCloser, error) {
+	u := s.base.JoinPath("git-upload-pack")
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/x-git-upload-pack-request")
+	req.Header.Set("Accept", "application/x-git-upload-pack-result")
+	resp, err := s.do(req)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+// do sends a request and returns the answer when it is a 200. A pause in it that
+// is too long ends it.
+func (s *service) do(req *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(req.Context())
+	req = req.WithContext(ctx)
+	if !s.c.version0 {
+		req.Header.Set("Git-Protocol", "version=2")
+	}
+	// Some hosts answer git alone.
+	req.Header.Set("User-Agent", "git/athensctl")
+	idle := s.c.Limits.orDefault().Idle
+	timer := time.AfterFunc(idle, func() { cancel(fmt.Errorf("no byte for %v", idle)) })
+	resp, err := s.c.HTTP.Do(req)
+	if err != nil {
+		timer.Stop()
+		if cause := context.Cause(ctx); cause != nil && req.Context().Err() == nil {
+			err = cause
+		}
+		cancel(nil)
+		return nil, s.failed(err)
+	}
+	resp.Body = &paced{resp.Body, ctx, timer, idle, cancel}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	return nil, s.status(resp)
+}
+
+func (s *service) failed(err error) error {
+	var e *goproxy.Error
+	if errors.As(err, &e) { // the transport's own: not allowed, say
+		return err
+	}
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		err = ue.Err // its text has the URL
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%s: %w", Name(s.repo), err)
+	}
+	return broken(s.repo, "%w", err)
+}
+
+// status is the error for an answer that is not a 200.
+func (s *service) status(resp *http.Response) error {
+	what := fmt.Sprintf("%s: the host says %d", Name(s.repo), resp.StatusCode)
+	var e *goproxy.Error
+	switch resp.StatusCode {
+	case http.StatusNotFound, http.StatusGone:
+		return goproxy.NotFound("%s: no such repository, or it is private and no credentials for it are set", what)
+	case http.StatusUnauthorized, http.StatusForbidden:
+		// Hosts hide private repositories behind these, as well as those that are not there.
+		return goproxy.NotFound("%s: no such repository, or the credentials for it are missing or wrong", what)
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		e = goproxy.Busy(10*time.Second, "%s: it has too much to do", what)
+	default:
+		return goproxy.Errorf(http.StatusBadGateway, "%s", what)
+	}
+	if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 {
+		e.RetryAfter = min(time.Duration(n)*time.Second, time.Hour)
+	}
+	return e
+}
+
+// paced is a body of which each read must bring something within idle.
+type paced struct {
+	io.ReadCloser
+	ctx    context.Context
+	timer  *time.Timer
+	idle   time.Duration
+	cancel context.CancelCauseFunc
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	p.timer.Reset(p.idle)
+	n, err := p.ReadCloser.Read(b)
+	p.timer.Stop()
+	if err != nil && err != io.EOF {
+		if cause := context.Cause(p.ctx); cause != nil {
+			err = cause
+		}
+	}
+	return n, err
+}
+
+func (p *paced) Close() error {
+	p.timer.Stop()
+	err := p.ReadCloser.Close()
+	p.cancel(nil)
+	return err
+}

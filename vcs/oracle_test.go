@@ -1,0 +1,408 @@
+package vcs
+
+import (
+	"archive/zip"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/cgi"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/dirhash"
+	"golang.org/x/tools/txtar"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/vcs/remote"
+)
+
+// gitHost is git's own server over the repositories of a folder, for hosts whose
+// names end in test.example, and pages with go-import meta tags.
+type gitHost struct {
+	url   string // http://127.0.0.1:…, of the repositories
+	addr  string // where pages are
+	pages map[string]string
+}
+
+func newGitHost(t *testing.T, root string, pages map[string]string) *gitHost {
+	t.Helper()
+	out, err := exec.Command("git", "--exec-path").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	backend := &cgi.Handler{
+		Path:       filepath.Join(strings.TrimSpace(string(out)), "git-http-backend"),
+		Env:        []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_NOSYSTEM=1", "HOME=" + root},
+		InheritEnv: []string{"PATH"},
+		Stderr:     io.Discard,
+	}
+	repos := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p := r.Header.Get("Git-Protocol"); p != "" {
+			b := *backend
+			b.Env = append(append([]string{}, backend.Env...), "GIT_PROTOCOL="+p)
+			b.ServeHTTP(w, r)
+			return
+		}
+		backend.ServeHTTP(w, r)
+	}))
+	t.Cleanup(repos.Close)
+	// As a proxy it is asked for whole URLs, as a host for paths.
+	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		content, ok := pages[r.Host+r.URL.Path]
+		if r.Method == http.MethodConnect || !ok {
+			http.Error(w, "not here", http.StatusNotFound)
+			return
+		}
+		fmt.Fprintf(w, "<!DOCTYPE html><html><head><meta name=\"go-import\" content=%q></head><body>x</body></html>", content)
+	}))
+	t.Cleanup(page.Close)
+	return &gitHost{url: repos.URL, addr: page.Listener.Addr().String(), pages: pages}
+}
+
+func needs(t *testing.T, programs ...string) {
+	t.Helper()
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			if os.Getenv("CI") != "" {
+				t.Fatal(err)
+			}
+			t.Skip(err)
+		}
+	}
+}
+
+// goCommand is the go command with GOPROXY=direct and nothing of this machine's
+// settings.
+type goCommand struct {
+	t    *testing.T
+	dir  string
+	host *gitHost
+	// cache is the name of its module cache.
+	cache string
+}
+
+func (g *goCommand) run(args ...string) ([]byte, error) {
+	g.t.Helper()
+	ctx, cancel := context.WithTimeout(g.t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = filepath.Join(g.dir, "work")
+	cmd.Env = []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + g.dir, "TMPDIR=" + os.TempDir(), "GIT_CONFIG_NOSYSTEM=1",
+		"GIT_CONFIG_GLOBAL=" + filepath.Join(g.dir, "gitconfig"), "GIT_TERMINAL_PROMPT=0",
+		"GOENV=off", "GOWORK=off", "GOTOOLCHAIN=local", "GOTELEMETRY=off", "GOFLAGS=-modcacherw -mod=mod",
+		"GOPROXY=direct", "GOSUMDB=off", "GOINSECURE=*", "GOVCS=*:all", "GOPATH=" + filepath.Join(g.dir, "gopath"+g.cache),
+		"GOCACHE=" + filepath.Join(g.dir, "cache"), "GO111MODULE=on",
+		"HTTP_PROXY=http://" + g.host.addr, "HTTPS_PROXY=http://" + g.host.addr, "NO_PROXY=127.0.0.1",
+	}
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("go %s: %w: %s", strings.Join(args, " "), err, stderr.Bytes())
+	}
+	return stdout.Bytes(), err
+}
+
+// answer is what either makes of a query.
+type answer struct {
+	Version string
+	Time    string
+	Origin  map[string]string
+	Mod     string
+	H1      string
+	Err     string `json:"-"`
+}
+
+// TestOracle compares what Source makes of repositories with what the go command
+// does. Each file of testdata is a case: the rule it is about, a script that makes
+// repositories, go-import pages, and what is asked.
+func TestOracle(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it runs the go command and git some hundred times")
+	}
+	needs(t, "git", "go", "sh")
+	cases, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(cases) < 40 {
+		t.Fatalf("%d cases, %v", len(cases), err)
+	}
+	for _, file := range cases {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			t.Parallel()
+			oracleCase(t, file)
+		})
+	}
+}
+
+func oracleCase(t *testing.T, file string) {
+	ar, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(strings.TrimSpace(string(ar.Comment))) < 20 {
+		t.Error("the case does not say which rule it is about")
+	}
+	section := map[string]string{}
+	for _, f := range ar.Files {
+		section[f.Name] = string(f.Data)
+	}
+	dir, err := os.MkdirTemp("", "oracle") // git may still write when the test ends: TempDir would complain
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	root := filepath.Join(dir, "repos")
+	for _, d := range []string{root, filepath.Join(dir, "work")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	script := exec.CommandContext(t.Context(), "sh", "-eu", "-c", prelude+section["repo.sh"])
+	script.Dir = root
+	script.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + root, "GIT_CONFIG_NOSYSTEM=1"}
+	if out, err := script.CombinedOutput(); err != nil {
+		t.Fatalf("repo.sh: %v\n%s", err, out)
+	}
+	pages := map[string]string{}
+	for line := range strings.Lines(section["pages"]) {
+		where, content, _ := strings.Cut(strings.TrimSpace(line), " ")
+		pages[where] = content
+	}
+	host := newGitHost(t, root, pages)
+	config := fmt.Sprintf("[url %q]\n\tinsteadOf = https://git.test.example/\n", host.url+"/")
+	for name, content := range map[string]string{"gitconfig": config, "work/go.mod": "module x.example/work\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := &goCommand{t: t, dir: dir, host: host}
+	r, err := remote.New(remote.Options{
+		InsteadOf: []string{"https://git.test.example/=" + host.url + "/"}, Insecure: "*",
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if !strings.HasPrefix(address, "127.0.0.1:") {
+				address = host.addr
+			}
+			return new(net.Dialer).DialContext(ctx, network, address)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(r, Options{TempDir: t.TempDir()})
+	t.Cleanup(func() { s.Close() })
+
+	var asked []string
+	for line := range strings.Lines(section["ask"]) {
+		line = strings.TrimSpace(line)
+		if modulePath, ok := strings.CutPrefix(line, "list "); ok {
+			compareList(t, cmd, s, modulePath)
+		} else if line != "" {
+			asked = append(asked, os.Expand(line, func(name string) string { return readHash(t, root, name) }))
+		}
+	}
+	// What a query found is what the module cache then has for the version: versions
+	// are asked for with a cache of their own.
+	isVersion := func(q string) bool { _, v, _ := strings.Cut(q, "@"); return module.CanonicalVersion(v) == v }
+	compareQueries(t, cmd, s, slices.DeleteFunc(slices.Clone(asked), isVersion))
+	cmd.cache = "versions"
+	compareQueries(t, cmd, s, slices.DeleteFunc(asked, func(q string) bool { return !isVersion(q) }))
+}
+
+func compareQueries(t *testing.T, cmd *goCommand, s *Source, asked []string) {
+	t.Helper()
+	if len(asked) == 0 {
+		return
+	}
+	out, _ := cmd.run(append([]string{"mod", "download", "-json"}, asked...)...)
+	d := json.NewDecoder(bytes.NewReader(out))
+	seen := 0
+	for ; d.More(); seen++ {
+		var dl struct {
+			Path, Version, Error, Info, GoMod, Sum, Zip string
+			Origin                                      map[string]string
+		}
+		if err := d.Decode(&dl); err != nil {
+			t.Fatal(err)
+		}
+		query := asked[seen]
+		want := answer{Version: dl.Version, H1: dl.Sum, Err: dl.Error}
+		if dl.Error == "" {
+			want.Mod = readFile(t, dl.GoMod)
+			readInfo(t, []byte(readFile(t, dl.Info)), &want)
+			if _, q, _ := strings.Cut(query, "@"); q != dl.Version {
+				want.Origin = dl.Origin // of the query; the file is for the version alone
+			}
+		}
+		got := ask(t, s, query)
+		if (got.Err == "") != (want.Err == "") {
+			t.Errorf("%s:\nvcs: %s %s\ngo:  %s %s", query, got.Version, got.Err, want.Version, want.Err)
+			continue
+		}
+		if got.Err != "" {
+			continue
+		}
+		got.Err, want.Err = "", ""
+		if !reflect.DeepEqual(got, want) {
+			g, _ := json.MarshalIndent(got, "", "  ")
+			w, _ := json.MarshalIndent(want, "", "  ")
+			t.Errorf("%s:\nvcs: %s\ngo:  %s", query, g, w)
+			if got.H1 != want.H1 {
+				b, err := s.Zip(t.Context(), module.Version{Path: dl.Path, Version: dl.Version})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Logf("vcs: %q", contents(t, b.ReadCloser.(*temporary).Name()))
+				t.Logf("go:  %q", contents(t, dl.Zip))
+				b.Close()
+			}
+		}
+	}
+	if seen != len(asked) {
+		t.Errorf("go mod download answered %d of %d: %s", seen, len(asked), out)
+	}
+}
+
+// contents is the files of a zip, shortened.
+func contents(t *testing.T, name string) (list []string) {
+	t.Helper()
+	z, err := zip.OpenReader(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	for _, f := range z.File {
+		r, err := f.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, fmt.Sprintf("%s %d %.30q", f.Name, len(b), b))
+	}
+	slices.Sort(list)
+	return list
+}
+
+func compareList(t *testing.T, cmd *goCommand, s *Source, modulePath string) {
+	t.Helper()
+	out, goErr := cmd.run("list", "-m", "-versions", "-retracted", "-json", modulePath+"@none")
+	if goErr != nil { // @none is not always taken
+		out, goErr = cmd.run("list", "-m", "-versions", "-retracted", "-json", modulePath)
+	}
+	var l struct{ Versions []string }
+	if goErr == nil {
+		if err := json.Unmarshal(out, &l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := s.List(t.Context(), modulePath)
+	switch {
+	case (err == nil) != (goErr == nil) && !(err == nil && len(got.Versions) == 0):
+		t.Errorf("list %s: vcs: %v; go: %v", modulePath, err, goErr)
+	case err == nil && !(len(got.Versions) == 0 && len(l.Versions) == 0) && !reflect.DeepEqual(got.Versions, l.Versions):
+		t.Errorf("list %s:\nvcs: %v\ngo:  %v", modulePath, got.Versions, l.Versions)
+	}
+}
+
+// ask has Source answer for path@query.
+func ask(t *testing.T, s *Source, pathQuery string) (a answer) {
+	t.Helper()
+	ctx := t.Context()
+	modulePath, query, _ := strings.Cut(pathQuery, "@")
+	info, err := s.Resolve(ctx, modulePath, query)
+	if err != nil {
+		return answer{Err: err.Error()}
+	}
+	if _, err := goproxy.ParseInfo(modulePath, query, info.JSON()); err != nil {
+		t.Errorf("%s: %v", pathQuery, err)
+	}
+	a.Version = info.Version
+	readInfo(t, info.JSON(), &a)
+	v := module.Version{Path: modulePath, Version: info.Version}
+	b, err := s.Mod(ctx, v)
+	if err != nil {
+		return answer{Version: a.Version, Err: "mod: " + err.Error()}
+	}
+	content, err := b.ReadAll(goproxy.MaxModBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Mod = string(content)
+	z, err := s.Zip(ctx, v)
+	if err != nil {
+		return answer{Version: a.Version, Err: "zip: " + err.Error()}
+	}
+	defer z.Close()
+	name := filepath.Join(t.TempDir(), "m.zip")
+	f, err := os.Create(name)
+	if err == nil {
+		_, err = io.Copy(f, z)
+		f.Close()
+	}
+	if err == nil {
+		a.H1, err = dirhash.HashZip(name, dirhash.Hash1)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func readInfo(t *testing.T, raw []byte, a *answer) {
+	t.Helper()
+	var i struct {
+		Version, Time string
+		Origin        map[string]string
+	}
+	if err := json.Unmarshal(raw, &i); err != nil {
+		t.Fatal(err)
+	}
+	a.Version, a.Time, a.Origin = i.Version, i.Time, i.Origin
+}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// readHash is what repo.sh kept under a name: a hash, or some digits of one.
+func readHash(t *testing.T, root, name string) string {
+	t.Helper()
+	return strings.TrimSpace(readFile(t, filepath.Join(root, "var", name)))
+}
+
+// prelude gives the scripts: repo NAME (a new repository, and into it), commit (all,
+// one hour after the last), keep VAR REV (its hash, for ${VAR}), pseudo VAR REV BASE.
+const prelude = `
+export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@example.org GIT_COMMITTER_NAME=c GIT_COMMITTER_EMAIL=c@example.org
+export GIT_CONFIG_COUNT=4 GIT_CONFIG_KEY_0=init.defaultBranch GIT_CONFIG_VALUE_0=main GIT_CONFIG_KEY_1=uploadpack.allowFilter GIT_CONFIG_VALUE_1=true
+export GIT_CONFIG_KEY_2=core.autocrlf GIT_CONFIG_VALUE_2=false GIT_CONFIG_KEY_3=advice.detachedHead GIT_CONFIG_VALUE_3=false
+root=$PWD; now=1700000000; mkdir var
+repo() { mkdir -p "$root/$1"; cd "$root/$1"; git init -q; git config uploadpack.allowFilter true; }
+commit() { now=$((now+3600)); git add -A -f; GIT_AUTHOR_DATE="$now +0100" GIT_COMMITTER_DATE="$now +0100" git commit -q --allow-empty -m "${1:-c}"; }
+tag() { for t in "$@"; do git tag "$t"; done; }
+atag() { for t in "$@"; do GIT_COMMITTER_DATE="$now +0100" git tag -a -m "$t" "$t"; done; }
+keep() { git rev-parse "$2" > "$root/var/$1"; }
+short() { git rev-parse "$2" | cut -c1-"${3:-12}" > "$root/var/$1"; }
+pseudo() { echo "$3$(TZ=UTC git show -s --format=%cd --date=format-local:%Y%m%d%H%M%S "$2^{commit}")-$(git rev-parse "$2^{commit}" | cut -c1-12)" > "$root/var/$1"; }
+gomod() { mkdir -p "$(dirname "$1")"; printf 'module %s\n\ngo 1.20\n' "$2" > "$1"; }
+src() { mkdir -p "$(dirname "$1")"; printf 'package x\n\n// %s\n' "$1" > "$1"; }
+`

@@ -1,0 +1,279 @@
+// Package remote says where a module's repository is, and reaches hosts on the
+// internet on behalf of whoever asks for a module: with the operator's
+// credentials, and never anything that is not on the internet.
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+)
+
+// Options of a Remote. The zero value reaches public hosts over https.
+type Options struct {
+	// InsteadOf are "FROM=TO", as git's url.TO.insteadOf=FROM: a URL that begins
+	// with FROM begins with TO instead; the longest FROM wins. The host of TO may
+	// be anywhere, and http: the operator named it.
+	InsteadOf []string
+	// AllowHosts are patterns (path.Match) of hosts that may have private addresses.
+	AllowHosts []string
+	// Insecure are patterns of module paths, in GOPRIVATE syntax, that may be
+	// reached over http.
+	Insecure string
+	// Tokens are "PREFIX=SECRET" or "PREFIX=USER:SECRET", PREFIX a host or the
+	// beginning of host/path. The longest wins, before Netrc.
+	Tokens []string
+	Netrc  string // the content of a netrc file
+	// Dial is for tests; nil dials.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Remote reaches hosts. It is safe for concurrent use.
+type Remote struct {
+	o         Options
+	insteadOf [][2]string // the longest first
+	creds     []credential
+	trusted   map[string]bool // hosts that the operator named
+	http      *http.Client
+	found     cache
+}
+
+const (
+	maxRedirects = 10
+	dialTimeout  = 10 * time.Second
+)
+
+// New checks the options. An error names what is wrong, and no secret.
+func New(o Options) (*Remote, error) {
+	r := &Remote{o: o, trusted: map[string]bool{}}
+	for _, rule := range o.InsteadOf {
+		from, to, ok := strings.Cut(rule, "=")
+		u, err := url.Parse(to)
+		if !ok || from == "" || err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+			return nil, fmt.Errorf("vcs-instead-of: %q is not FROM=TO with a URL of http or https as TO", redact(rule))
+		}
+		r.insteadOf = append(r.insteadOf, [2]string{from, to})
+		r.trusted[u.Host] = true
+	}
+	slices.SortStableFunc(r.insteadOf, func(a, b [2]string) int { return len(b[0]) - len(a[0]) })
+	for _, p := range o.AllowHosts {
+		if _, err := path.Match(p, "host"); err != nil || p == "" {
+			return nil, fmt.Errorf("vcs-allow-host: %q is not a pattern of hosts", p)
+		}
+	}
+	for i, t := range o.Tokens {
+		c, err := parseToken(t)
+		if err != nil {
+			return nil, fmt.Errorf("vcs-token: entry %d: %w", i+1, err)
+		}
+		r.creds = append(r.creds, c)
+	}
+	slices.SortStableFunc(r.creds, func(a, b credential) int { return len(b.prefix) - len(a.prefix) })
+	r.creds = append(r.creds, parseNetrc(o.Netrc)...)
+	r.http = &http.Client{Transport: r.transport(), CheckRedirect: r.checkRedirect}
+	return r, nil
+}
+
+// redact takes user and password out of what may be a URL.
+func redact(s string) string {
+	if i := strings.Index(s, "://"); i >= 0 {
+		if j := strings.IndexByte(s[i:], '@'); j >= 0 {
+			return s[:i+3] + "…" + s[i+j:]
+		}
+	}
+	return s
+}
+
+// HTTP is the client that all of a host's protocols go over. It connects to public
+// addresses, and to hosts that the operator named; it follows redirects by the same
+// rules; it adds the credentials that are set for a URL.
+func (r *Remote) HTTP() *http.Client { return r.http }
+
+// Rewrite applies InsteadOf.
+func (r *Remote) Rewrite(rawURL string) string {
+	for _, rule := range r.insteadOf {
+		if rest, ok := strings.CutPrefix(rawURL, rule[0]); ok {
+			return rule[1] + rest
+		}
+	}
+	return rawURL
+}
+
+func (r *Remote) insecure(modulePath string) bool {
+	return module.MatchPrefixPatterns(r.o.Insecure, modulePath)
+}
+
+// open says that a request may be made over http: the module is insecure, or the
+// operator named the host.
+type openKey struct{}
+
+func (r *Remote) transport() http.RoundTripper {
+	t := &http.Transport{
+		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second,
+		TLSHandshakeTimeout: dialTimeout, MaxResponseHeaderBytes: 64 << 10,
+		DialContext: r.dial,
+	}
+	return roundTripper(func(req *http.Request) (*http.Response, error) {
+		host := req.URL.Host
+		switch {
+		case req.URL.Scheme == "https":
+		case req.URL.Scheme == "http" && (r.trusted[host] || req.Context().Value(openKey{}) != nil):
+		default:
+			return nil, goproxy.Errorf(http.StatusForbidden, "%s://%s: only https is allowed (setting vcs-insecure)", req.URL.Scheme, host)
+		}
+		// The dialer sees the address; behind a proxy there is none to see.
+		if a, err := netip.ParseAddr(strings.Trim(req.URL.Hostname(), "[]")); err == nil && !r.allowed(host) && !public(a) {
+			return nil, forbidden(host, a)
+		}
+		if c := r.credential(req.URL); c != nil && req.Header.Get("Authorization") == "" {
+			req = req.Clone(req.Context())
+			req.SetBasicAuth(c.user, c.secret)
+		}
+		return t.RoundTrip(req)
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+func (r *Remote) checkRedirect(req *http.Request, via []*http.Request) error {
+	last := via[len(via)-1].URL
+	switch {
+	case len(via) >= maxRedirects:
+		return goproxy.Errorf(http.StatusBadGateway, "%s: more than %d redirects", via[0].URL.Host, maxRedirects)
+	case last.Scheme == "https" && req.URL.Scheme != "https":
+		return goproxy.Errorf(http.StatusForbidden, "%s: a redirect from https to %s is not followed", last.Host, req.URL.Scheme)
+	case req.URL.User != nil:
+		return goproxy.Errorf(http.StatusForbidden, "%s: a redirect to a URL with a user in it is not followed", last.Host)
+	}
+	if req.URL.Host != last.Host { // what was allowed for one host is not for another
+		*req = *req.WithContext(context.WithValue(req.Context(), redirectedKey{}, true))
+	}
+	return nil
+}
+
+// redirectedKey marks a request that a host sent elsewhere: that the operator
+// named the first host says nothing of this one.
+type redirectedKey struct{}
+
+// allowed reports whether a host may have any address.
+func (r *Remote) allowed(host string) bool {
+	if r.trusted[host] {
+		return true
+	}
+	name := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	return slices.ContainsFunc(r.o.AllowHosts, func(p string) bool {
+		m1, _ := path.Match(p, host)
+		m2, _ := path.Match(p, name)
+		return m1 || m2
+	})
+}
+
+// dial connects, and looks at the address after the name was resolved: a name that
+// resolves to another address the second time is no way around it.
+func (r *Remote) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if r.o.Dial != nil {
+		return r.o.Dial(ctx, network, address)
+	}
+	redirected := ctx.Value(redirectedKey{}) != nil
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	named := host
+	if port != "443" && port != "80" {
+		named = address
+	}
+	free := r.allowed(named) || r.allowed(address) || isProxy(address)
+	if redirected && !slices.ContainsFunc(r.o.AllowHosts, func(p string) bool { ok, _ := path.Match(p, host); return ok }) {
+		free = isProxy(address)
+	}
+	d := net.Dialer{Timeout: dialTimeout}
+	if !free {
+		d.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
+			ap, err := netip.ParseAddrPort(resolved)
+			if err != nil {
+				return err
+			}
+			if !public(ap.Addr()) {
+				return forbidden(host, ap.Addr())
+			}
+			return nil
+		}
+	}
+	conn, err := d.DialContext(ctx, network, address)
+	var e *goproxy.Error
+	if errors.As(err, &e) {
+		return nil, e
+	}
+	return conn, err
+}
+
+// isProxy reports whether the address is that of the proxy that the environment
+// names: the operator's choice.
+func isProxy(address string) bool {
+	for _, scheme := range []string{"https", "http"} {
+		u, err := http.ProxyFromEnvironment(&http.Request{URL: &url.URL{Scheme: scheme, Host: "example.org"}})
+		if err != nil || u == nil {
+			continue
+		}
+		port := u.Port()
+		if port == "" {
+			port = map[string]string{"https": "443", "http": "80"}[u.Scheme]
+		}
+		if net.JoinHostPort(u.Hostname(), port) == address {
+			return true
+		}
+	}
+	return false
+}
+
+func forbidden(host string, a netip.Addr) error {
+	return goproxy.Errorf(http.StatusForbidden, "%s: %s is not an address on the internet (setting vcs-allow-host)", host, a)
+}
+
+// notPublic are the blocks that netip.Addr's own methods do not tell.
+// Source: https://www.iana.org/assignments/iana-ipv4-special-registry and
+// iana-ipv6-special-registry.
+var notPublic = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("192.0.0.0/24"),
+	netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.0/24"),
+	netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("240.0.0.0/4"),
+	netip.MustParsePrefix("64:ff9b:1::/48"), netip.MustParsePrefix("100::/64"), netip.MustParsePrefix("2001::/23"),
+	netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("fec0::/10"), netip.MustParsePrefix("5f00::/16"),
+}
+
+// public reports whether an address is one on the internet.
+func public(a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	if b := a.As16(); a.Is6() {
+		// An IPv4 address in an IPv6 one: NAT64, 6to4, and the old compatible form.
+		switch {
+		case netip.MustParsePrefix("64:ff9b::/96").Contains(a), netip.MustParsePrefix("::/96").Contains(a):
+			a = netip.AddrFrom4([4]byte(b[12:16]))
+		case netip.MustParsePrefix("2002::/16").Contains(a):
+			a = netip.AddrFrom4([4]byte(b[2:6]))
+		}
+	}
+	if !a.IsValid() || !a.IsGlobalUnicast() || a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() {
+		return false
+	}
+	return !slices.ContainsFunc(notPublic, func(p netip.Prefix) bool { return p.Contains(a) })
+}

@@ -1,0 +1,410 @@
+package vcs
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/semver"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/vcs/git"
+	"github.com/athensctl/athensctl/vcs/remote"
+)
+
+// refs is what a repository's host said of its refs: names to commits.
+type refs struct {
+	all     map[string]string // refs/heads/…, refs/tags/…, HEAD
+	tags    map[string]string // by the name behind refs/tags/
+	objects map[string]string // commit of a tag → the tag object, which is what must be asked for in old protocols
+	until   time.Time
+}
+
+// How long refs and trees are remembered: the modules of one repository, and the
+// files of one version, are asked for together.
+const (
+	refsFor  = 10 * time.Second
+	treesFor = time.Minute
+	maxRefs  = 100
+	maxTrees = 6
+)
+
+// refsOf lists the refs of a repository. Those who ask at the same time share the
+// answer.
+func (s *Source) refsOf(ctx context.Context, repo *remote.Repo) (*refs, error) {
+	key := repo.URL.String()
+	s.mu.Lock()
+	known := s.refs[key]
+	s.mu.Unlock()
+	if known != nil && time.Now().Before(known.until) {
+		return known, nil
+	}
+	v, err := s.once(ctx, "refs "+key, func(ctx context.Context) (any, error) {
+		list, err := s.git.Refs(ctx, repo.URL, "HEAD", "refs/heads/", "refs/tags/")
+		if err != nil {
+			return nil, err
+		}
+		rs := &refs{all: map[string]string{}, tags: map[string]string{}, objects: map[string]string{}, until: time.Now().Add(refsFor)}
+		for _, r := range list {
+			rs.all[r.Name] = r.Commit()
+			if tag, ok := strings.CutPrefix(r.Name, "refs/tags/"); ok {
+				rs.tags[tag] = r.Commit()
+			}
+			if r.Peeled != "" {
+				rs.objects[r.Peeled] = r.Hash
+			}
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.refs) >= maxRefs {
+			clear(s.refs)
+		}
+		s.refs[key] = rs
+		return rs, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return v.(*refs), nil
+}
+
+// once runs f once for all who want key at the same time. It goes on when one of
+// them leaves.
+func (s *Source) once(ctx context.Context, key string, f func(context.Context) (any, error)) (any, error) {
+	ch := s.flights.DoChan(key, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Minute)
+		defer cancel()
+		return f(ctx)
+	})
+	select {
+	case r := <-ch:
+		return r.Val, r.Err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// tree is one commit, fetched without its history.
+type tree struct {
+	key     string // repository and commit
+	full    bool   // with the contents of the files
+	objects *git.Objects
+	commit  *git.Commit
+	until   time.Time
+
+	mu    sync.Mutex
+	users int
+	gone  bool
+}
+
+func (t *tree) release() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.users--; t.users == 0 && t.gone {
+		t.objects.Close()
+	}
+}
+
+func (t *tree) use() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gone {
+		return false
+	}
+	t.users++
+	return true
+}
+
+// drop closes the tree when its last user has released it.
+func (t *tree) drop() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gone {
+		return nil
+	}
+	t.gone = true
+	if t.users == 0 {
+		return t.objects.Close()
+	}
+	return nil
+}
+
+// treeOf fetches a commit: with its files' contents when full, and else without
+// where the host can leave them out. The caller releases it.
+func (s *Source) treeOf(ctx context.Context, repo *remote.Repo, commit string, full bool) (*tree, error) {
+	key := repo.URL.String() + " " + commit
+	for range 3 {
+		if t := s.known(key, full); t != nil {
+			return t, nil
+		}
+		_, err := s.once(ctx, fmt.Sprint("tree ", full, " ", key), func(ctx context.Context) (any, error) {
+			return nil, s.fetchTree(ctx, repo, commit, key, full)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return nil, goproxy.Busy(time.Second, "%s: too many repositories are read at once", git.Name(repo.URL))
+}
+
+func (s *Source) known(key string, full bool) *tree {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trees = slices.DeleteFunc(s.trees, func(t *tree) bool {
+		old := time.Now().After(t.until)
+		if old {
+			t.drop()
+		}
+		return old
+	})
+	for _, t := range s.trees {
+		if t.key == key && (t.full || !full) && t.use() {
+			return t
+		}
+	}
+	return nil
+}
+
+func (s *Source) fetchTree(ctx context.Context, repo *remote.Repo, commit, key string, full bool) error {
+	if err := s.heavy.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer s.heavy.Release(1)
+	w := git.Want{Hashes: []string{commit}, Depth: 1}
+	if !full {
+		w.Filter = "blob:none"
+	}
+	if rs, err := s.refsOf(ctx, repo); err == nil && rs.objects[commit] != "" {
+		w.Hashes[0] = rs.objects[commit] // advertised, as the commit itself may not be
+	}
+	o, err := s.git.Fetch(ctx, repo.URL, w)
+	if err != nil {
+		return err
+	}
+	c, err := o.Commit(commit)
+	if err != nil {
+		o.Close()
+		return goproxy.Errorf(http.StatusBadGateway, "%s: %w", git.Name(repo.URL), err)
+	}
+	t := &tree{key: key, full: full, objects: o, commit: c, until: time.Now().Add(treesFor)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trees = append(s.trees, t)
+	for len(s.trees) > maxTrees {
+		s.trees[0].drop()
+		s.trees = s.trees[1:]
+	}
+	return nil
+}
+
+// readFile reads a small file of a commit; fs.ErrNotExist when there is none.
+func (s *Source) readFile(ctx context.Context, repo *remote.Repo, commit, name string, limit int64) ([]byte, error) {
+	t, err := s.treeOf(ctx, repo, commit, false)
+	if err != nil {
+		return nil, err
+	}
+	defer t.release()
+	e, err := t.objects.Find(t.commit.Tree, name)
+	if err != nil {
+		return nil, err
+	}
+	if !e.IsFile() && !e.IsLink() {
+		return nil, goproxy.NotFound("%s: not a file", name)
+	}
+	b, err := t.objects.ReadBlob(e.Hash, limit)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return b, err
+	}
+	// Its content was left out: it is fetched alone, or with all others.
+	if o, err := s.git.Fetch(ctx, repo.URL, git.Want{Hashes: []string{e.Hash}}); err == nil {
+		defer o.Close()
+		if b, err := o.ReadBlob(e.Hash, limit); err == nil {
+			return b, nil
+		}
+	}
+	whole, err := s.treeOf(ctx, repo, commit, true)
+	if err != nil {
+		return nil, err
+	}
+	defer whole.release()
+	return whole.objects.ReadBlob(e.Hash, limit)
+}
+
+// history fetches the commits from which the given ones descend, without their
+// content where the host can.
+func (s *Source) history(ctx context.Context, repo *remote.Repo, of ...string) (*git.Objects, error) {
+	if err := s.heavy.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	defer s.heavy.Release(1)
+	if rs, err := s.refsOf(ctx, repo); err == nil {
+		for i, h := range of {
+			if obj := rs.objects[h]; obj != "" {
+				of[i] = obj
+			}
+		}
+	}
+	return s.git.Fetch(ctx, repo.URL, git.Want{Hashes: of, Filter: "tree:0"})
+}
+
+// revision is a commit that a query names.
+type revision struct {
+	hash    string
+	version string // the tag, when the query was one; else the hash
+	time    time.Time
+	tags    []string // all that name the commit, sorted
+	ref     string   // what the query named; "" for a hash
+}
+
+func (r *revision) short() string { return r.hash[:12] }
+
+// minHash is how many digits a hash has at least, to be taken for one.
+const minHash = 7
+
+// stat finds the commit that a query names: a version, a tag, a branch, HEAD, or a
+// hash, of at least 7 digits, of a commit from which a branch or tag descends.
+func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
+	rev := query
+	if semver.IsValid(query) {
+		if module.IsPseudoVersion(query) {
+			rev, _ = module.PseudoVersionRev(query)
+		} else {
+			rev = m.tagPrefix() + strings.TrimSuffix(query, "+incompatible")
+		}
+	}
+	rs, err := m.s.refsOf(ctx, m.repo)
+	if err != nil {
+		return nil, err
+	}
+	r := &revision{}
+	switch {
+	case rs.tags[rev] != "":
+		r.ref, r.hash, r.version = "refs/tags/"+rev, rs.tags[rev], rev
+	case rs.all["refs/heads/"+rev] != "":
+		r.ref, r.hash = "refs/heads/"+rev, rs.all["refs/heads/"+rev]
+	case rev == "HEAD" && rs.all["HEAD"] != "":
+		r.ref, r.hash = "HEAD", rs.all["HEAD"]
+	case len(rev) >= minHash && len(rev) <= 40 && strings.Trim(rev, "0123456789abcdef") == "":
+		if err := m.statHash(ctx, rs, r, rev); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, m.notFound(query, "no tag, branch or commit %q", rev)
+	}
+	if r.version == "" {
+		r.version = r.hash
+	}
+	t, err := m.s.treeOf(ctx, m.repo, r.hash, false)
+	if err != nil {
+		return nil, err
+	}
+	defer t.release()
+	r.time = t.commit.Time
+	for tag, hash := range rs.tags {
+		if hash == r.hash {
+			r.tags = append(r.tags, tag)
+		}
+	}
+	slices.Sort(r.tags)
+	return r, nil
+}
+
+func (m *mod) statHash(ctx context.Context, rs *refs, r *revision, rev string) error {
+	for _, hash := range rs.all {
+		if !strings.HasPrefix(hash, rev) {
+			continue
+		}
+		if r.hash != "" && r.hash != hash {
+			return m.notFound(rev, "ambiguous: several commits begin with it")
+		}
+		r.hash = hash
+	}
+	if r.hash != "" {
+		return nil
+	}
+	// Not the end of a branch or tag. It must be before one: hosts hand out commits
+	// that were never in the repository, of forks and rejected changes.
+	o, err := m.s.history(ctx, m.repo, slices.Compact(slices.Sorted(maps.Values(rs.all)))...)
+	if err != nil {
+		return err
+	}
+	defer o.Close()
+	commits, err := o.Ancestors(slices.Collect(maps.Values(rs.all))...)
+	if err == nil {
+		r.hash, err = git.Match(commits, rev)
+	}
+	if err != nil {
+		return goproxy.Errorf(http.StatusBadGateway, "%s@%s: %w", m.path, rev, err)
+	}
+	if r.hash == "" {
+		return m.notFound(rev, "no commit that begins with it is in a branch or tag")
+	}
+	return nil
+}
+
+// recentTag is the highest tag, by its version behind the prefix, among those that
+// the commit descends from and that are allowed. "": none.
+func (m *mod) recentTag(ctx context.Context, r *revision, allowed func(tag string) bool) (string, error) {
+	rs, err := m.s.refsOf(ctx, m.repo)
+	if err != nil {
+		return "", err
+	}
+	var candidates []string
+	for tag := range rs.tags {
+		if strings.HasPrefix(tag, m.tagPrefix()) && allowed(tag) {
+			candidates = append(candidates, tag)
+		}
+	}
+	if len(candidates) == 0 {
+		return "", nil
+	}
+	before, err := m.ancestors(ctx, r.hash)
+	if err != nil {
+		return "", err
+	}
+	best := ""
+	for _, tag := range candidates {
+		v := strings.TrimPrefix(tag, m.tagPrefix())
+		if before[rs.tags[tag]] && (best == "" || semver.Compare(v, strings.TrimPrefix(best, m.tagPrefix())) > 0) {
+			best = tag
+		}
+	}
+	return best, nil
+}
+
+// ancestors are the commits from which one descends, itself included.
+func (m *mod) ancestors(ctx context.Context, hash string) (map[string]bool, error) {
+	o, err := m.s.history(ctx, m.repo, hash)
+	if err != nil {
+		return nil, err
+	}
+	defer o.Close()
+	return o.Ancestors(hash)
+}
+
+// tagSum is the go command's hash of the tags with a prefix, by which it knows that
+// an answer which depends on them still holds. Source: cmd/go, codehost.Origin.
+func (rs *refs) tagSum(prefix string) string {
+	dir := prefix[:strings.LastIndex(prefix, "/")+1]
+	h := sha256.New()
+	for _, tag := range slices.Sorted(maps.Keys(rs.tags)) {
+		if !strings.HasPrefix(tag, prefix) {
+			continue
+		}
+		v := strings.TrimPrefix(tag, dir)
+		if c := semver.Canonical(v); c != "" && strings.HasPrefix(v, c) && !module.IsPseudoVersion(v) {
+			fmt.Fprintf(h, "%q %s\n", tag, rs.tags[tag])
+		}
+	}
+	return "t1:" + base64.StdEncoding.EncodeToString(h.Sum(nil))
+}
