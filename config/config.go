@@ -33,6 +33,23 @@ import (
 // module's own host.
 const DefaultUpstream = "https://proxy.golang.org,direct"
 
+// List is a setting of several values: the flag may be given several times, and the
+// values may stand in one, with commas.
+type List []string
+
+// listFlag is the text of a List, to which each use of the flag adds.
+type listFlag struct{ text string }
+
+func (l *listFlag) String() string { return l.text }
+func (l *listFlag) Type() string   { return "list" }
+func (l *listFlag) Set(s string) error {
+	if l.text != "" {
+		l.text += ","
+	}
+	l.text += s
+	return nil
+}
+
 // Bytes is a size; it is written as a number of bytes or with a unit: 10GiB.
 type Bytes int64
 
@@ -48,9 +65,14 @@ type Config struct {
 	StorageURL    string `key:"storage-url" help:"URL of the storage role, or several with commas, for a process without it."`
 	CrawlerURL    string `key:"crawler-url" help:"URL of the crawler role, or several with commas, for a proxy without it."`
 	InternalToken string `key:"internal-token" secret:"true" help:"Secret that the roles show each other, 16 characters or more. Needed where storage or crawler listens beyond loopback."`
-	Upstream      string `key:"upstream" default:"the public mirror, then direct" help:"Whom the crawler asks, in GOPROXY syntax: URLs, direct, off; a comma goes on only after \"not found\", a | after any error. direct is not supported yet: it answers 501."`
+	Upstream      string `key:"upstream" default:"the public mirror, then direct" help:"Whom the crawler asks, in GOPROXY syntax: URLs, direct, off; a comma goes on only after \"not found\", a | after any error. direct is the module's git host."`
 	Private       string `key:"private" help:"Module path patterns, as in GOPRIVATE, that are never looked up in the checksum database."`
 	SumDB         string `key:"sumdb" default:"sum.golang.org" help:"Checksum database, in GOSUMDB syntax: a name, name+key, or either and a URL; off."`
+	VCSInsteadOf  List   `key:"vcs-instead-of" help:"FROM=TO, as git's insteadOf: a repository URL that begins with FROM begins with TO instead. The host of TO may have a private address, and use http."`
+	VCSAllowHost  List   `key:"vcs-allow-host" help:"Patterns of git hosts that may have addresses that are not on the internet (private, loopback, link-local)."`
+	VCSInsecure   string `key:"vcs-insecure" help:"Module path patterns, as in GOINSECURE, that may be fetched over http."`
+	VCSTokens     List   `key:"vcs-tokens" secret:"true" help:"HOST=SECRET or HOST/PATH=USER:SECRET: credentials for git hosts; the longest match wins, before netrc."`
+	VCSNetrc      string `key:"vcs-netrc" help:"Netrc file with credentials for git hosts; empty: $NETRC or ~/.netrc where there is one; off."`
 	NetworkMode   string `key:"network-mode" default:"fallback" help:"When upstream fails: strict (the request fails), fallback (what is kept is served), offline (upstream is never asked)."`
 	PublicFeeds   bool   `key:"public-feeds" default:"false" help:"The proxy forwards /catalog and /index, read-only."`
 	LogLevel      string `key:"log-level" default:"info" help:"debug, info (a line a request), warn or error."`
@@ -118,9 +140,12 @@ func (f field) env() string {
 func Flags(fs *pflag.FlagSet) {
 	fs.String("config", "", "configuration file: YAML, TOML or JSON (environment: ATHENSCTL_CONFIG)")
 	for _, f := range fields {
-		if f.kind.Kind() == reflect.Bool {
+		switch f.kind {
+		case reflect.TypeFor[bool]():
 			fs.Bool(f.key, f.def == "true", f.help)
-		} else {
+		case reflect.TypeFor[List]():
+			fs.Var(&listFlag{f.def}, f.key, f.help)
+		default:
 			fs.String(f.key, f.def, f.help)
 		}
 	}
@@ -230,9 +255,22 @@ func (f field) fromFile(raw any) (string, error) {
 	switch raw := raw.(type) {
 	case string:
 		switch zero.(type) {
-		case string, Bytes, time.Duration:
+		case string, Bytes, time.Duration, List:
 			return raw, nil
 		}
+	case []any:
+		if _, ok := zero.(List); !ok {
+			break
+		}
+		var texts []string
+		for _, v := range raw {
+			s, ok := v.(string)
+			if !ok || strings.Contains(s, ",") {
+				return "", errors.New("a list of strings without commas is needed")
+			}
+			texts = append(texts, s)
+		}
+		return strings.Join(texts, ","), nil
 	case bool:
 		if _, ok := zero.(bool); ok {
 			return strconv.FormatBool(raw), nil
@@ -255,6 +293,8 @@ func (f field) fromFile(raw any) (string, error) {
 		return "", errors.New("a number of bytes, or a string such as 10GiB, is needed")
 	case time.Duration:
 		return "", errors.New("a string such as 30s is needed")
+	case List:
+		return "", errors.New("a list of strings, or one with commas, is needed")
 	default:
 		return "", errors.New("a string is needed")
 	}
@@ -273,7 +313,7 @@ func (f field) typeName() string {
 	if f.secret {
 		return "secret"
 	}
-	return f.kind.Name()
+	return strings.ToLower(f.kind.Name())
 }
 
 // serviceLink: Kubernetes tells a pod of its Services in the environment.
@@ -286,6 +326,14 @@ func set(v reflect.Value, f field, text string) error {
 	switch v.Interface().(type) {
 	case string:
 		v.SetString(text)
+	case List:
+		var list List
+		for s := range strings.SplitSeq(text, ",") {
+			if s = strings.TrimSpace(s); s != "" {
+				list = append(list, s)
+			}
+		}
+		v.Set(reflect.ValueOf(list))
 	case bool:
 		b, err := strconv.ParseBool(text)
 		if err != nil {

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/cgi"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -25,41 +24,14 @@ import (
 	"golang.org/x/tools/txtar"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/testgit"
 	"github.com/athensctl/athensctl/vcs/remote"
 )
 
-// gitHost is git's own server over the repositories of a folder, for hosts whose
-// names end in test.example, and pages with go-import meta tags.
-type gitHost struct {
-	url   string // http://127.0.0.1:…, of the repositories
-	addr  string // where pages are
-	pages map[string]string
-}
-
-func newGitHost(t *testing.T, root string, pages map[string]string) *gitHost {
-	t.Helper()
-	out, err := exec.Command("git", "--exec-path").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	backend := &cgi.Handler{
-		Path:       filepath.Join(strings.TrimSpace(string(out)), "git-http-backend"),
-		Env:        []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_NOSYSTEM=1", "HOME=" + root},
-		InheritEnv: []string{"PATH"},
-		Stderr:     io.Discard,
-	}
-	repos := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if p := r.Header.Get("Git-Protocol"); p != "" {
-			b := *backend
-			b.Env = append(append([]string{}, backend.Env...), "GIT_PROTOCOL="+p)
-			b.ServeHTTP(w, r)
-			return
-		}
-		backend.ServeHTTP(w, r)
-	}))
-	t.Cleanup(repos.Close)
-	// As a proxy it is asked for whole URLs, as a host for paths.
-	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// newPages serves pages with go-import meta tags, by host and path, to whoever takes it
+// for a proxy or for the host itself. It returns its address.
+func newPages(t *testing.T, pages map[string]string) string {
+	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		content, ok := pages[r.Host+r.URL.Path]
 		if r.Method == http.MethodConnect || !ok {
 			http.Error(w, "not here", http.StatusNotFound)
@@ -67,20 +39,8 @@ func newGitHost(t *testing.T, root string, pages map[string]string) *gitHost {
 		}
 		fmt.Fprintf(w, "<!DOCTYPE html><html><head><meta name=\"go-import\" content=%q></head><body>x</body></html>", content)
 	}))
-	t.Cleanup(page.Close)
-	return &gitHost{url: repos.URL, addr: page.Listener.Addr().String(), pages: pages}
-}
-
-func needs(t *testing.T, programs ...string) {
-	t.Helper()
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
+	t.Cleanup(ts.Close)
+	return ts.Listener.Addr().String()
 }
 
 // goCommand is the go command with GOPROXY=direct and nothing of this machine's
@@ -88,7 +48,7 @@ func needs(t *testing.T, programs ...string) {
 type goCommand struct {
 	t    *testing.T
 	dir  string
-	host *gitHost
+	host string // where pages are
 	// cache is the name of its module cache.
 	cache string
 }
@@ -105,7 +65,7 @@ func (g *goCommand) run(args ...string) ([]byte, error) {
 		"GOENV=off", "GOWORK=off", "GOTOOLCHAIN=local", "GOTELEMETRY=off", "GOFLAGS=-modcacherw -mod=mod",
 		"GOPROXY=direct", "GOSUMDB=off", "GOINSECURE=*", "GOVCS=*:all", "GOPATH=" + filepath.Join(g.dir, "gopath"+g.cache),
 		"GOCACHE=" + filepath.Join(g.dir, "cache"), "GO111MODULE=on",
-		"HTTP_PROXY=http://" + g.host.addr, "HTTPS_PROXY=http://" + g.host.addr, "NO_PROXY=127.0.0.1",
+		"HTTP_PROXY=http://" + g.host, "HTTPS_PROXY=http://" + g.host, "NO_PROXY=127.0.0.1",
 	}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -133,7 +93,7 @@ func TestOracle(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it runs the go command and git some hundred times")
 	}
-	needs(t, "git", "go", "sh")
+	testgit.Needs(t, "git", "go", "sh")
 	cases, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(cases) < 40 {
 		t.Fatalf("%d cases, %v", len(cases), err)
@@ -169,19 +129,14 @@ func oracleCase(t *testing.T, file string) {
 			t.Fatal(err)
 		}
 	}
-	script := exec.CommandContext(t.Context(), "sh", "-eu", "-c", prelude+section["repo.sh"])
-	script.Dir = root
-	script.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + root, "GIT_CONFIG_NOSYSTEM=1"}
-	if out, err := script.CombinedOutput(); err != nil {
-		t.Fatalf("repo.sh: %v\n%s", err, out)
-	}
+	testgit.Script(t, root, section["repo.sh"])
 	pages := map[string]string{}
 	for line := range strings.Lines(section["pages"]) {
 		where, content, _ := strings.Cut(strings.TrimSpace(line), " ")
 		pages[where] = content
 	}
-	host := newGitHost(t, root, pages)
-	config := fmt.Sprintf("[url %q]\n\tinsteadOf = https://git.test.example/\n", host.url+"/")
+	host, repos := newPages(t, pages), testgit.New(t, root)
+	config := fmt.Sprintf("[url %q]\n\tinsteadOf = https://git.test.example/\n", repos.URL+"/")
 	for name, content := range map[string]string{"gitconfig": config, "work/go.mod": "module x.example/work\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
@@ -189,10 +144,10 @@ func oracleCase(t *testing.T, file string) {
 	}
 	cmd := &goCommand{t: t, dir: dir, host: host}
 	r, err := remote.New(remote.Options{
-		InsteadOf: []string{"https://git.test.example/=" + host.url + "/"}, Insecure: "*",
+		InsteadOf: []string{"https://git.test.example/=" + repos.URL + "/"}, Insecure: "*",
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			if !strings.HasPrefix(address, "127.0.0.1:") {
-				address = host.addr
+				address = host
 			}
 			return new(net.Dialer).DialContext(ctx, network, address)
 		},
@@ -388,21 +343,3 @@ func readHash(t *testing.T, root, name string) string {
 	t.Helper()
 	return strings.TrimSpace(readFile(t, filepath.Join(root, "var", name)))
 }
-
-// prelude gives the scripts: repo NAME (a new repository, and into it), commit (all,
-// one hour after the last), keep VAR REV (its hash, for ${VAR}), pseudo VAR REV BASE.
-const prelude = `
-export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@example.org GIT_COMMITTER_NAME=c GIT_COMMITTER_EMAIL=c@example.org
-export GIT_CONFIG_COUNT=4 GIT_CONFIG_KEY_0=init.defaultBranch GIT_CONFIG_VALUE_0=main GIT_CONFIG_KEY_1=uploadpack.allowFilter GIT_CONFIG_VALUE_1=true
-export GIT_CONFIG_KEY_2=core.autocrlf GIT_CONFIG_VALUE_2=false GIT_CONFIG_KEY_3=advice.detachedHead GIT_CONFIG_VALUE_3=false
-root=$PWD; now=1700000000; mkdir var
-repo() { mkdir -p "$root/$1"; cd "$root/$1"; git init -q; git config uploadpack.allowFilter true; }
-commit() { now=$((now+3600)); git add -A -f; GIT_AUTHOR_DATE="$now +0100" GIT_COMMITTER_DATE="$now +0100" git commit -q --allow-empty -m "${1:-c}"; }
-tag() { for t in "$@"; do git tag "$t"; done; }
-atag() { for t in "$@"; do GIT_COMMITTER_DATE="$now +0100" git tag -a -m "$t" "$t"; done; }
-keep() { git rev-parse "$2" > "$root/var/$1"; }
-short() { git rev-parse "$2" | cut -c1-"${3:-12}" > "$root/var/$1"; }
-pseudo() { echo "$3$(TZ=UTC git show -s --format=%cd --date=format-local:%Y%m%d%H%M%S "$2^{commit}")-$(git rev-parse "$2^{commit}" | cut -c1-12)" > "$root/var/$1"; }
-gomod() { mkdir -p "$(dirname "$1")"; printf 'module %s\n\ngo 1.20\n' "$2" > "$1"; }
-src() { mkdir -p "$(dirname "$1")"; printf 'package x\n\n// %s\n' "$1" > "$1"; }
-`

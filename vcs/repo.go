@@ -27,34 +27,39 @@ type refs struct {
 	all     map[string]string // refs/heads/…, refs/tags/…, HEAD
 	tags    map[string]string // by the name behind refs/tags/
 	objects map[string]string // commit of a tag → the tag object, which is what must be asked for in old protocols
-	until   time.Time
+	listed  time.Time
 }
 
 // How long refs and trees are remembered: the modules of one repository, and the
-// files of one version, are asked for together.
+// files of one version, are asked for together. What is there now (a list, latest, a
+// branch, what was not there a moment ago) is asked for anew, but for those who ask at
+// about the same time.
 const (
-	refsFor  = 10 * time.Second
+	refsFor  = time.Minute
+	refsNow  = time.Second
+	refsGone = 50 * time.Millisecond // a tag is not there: has it come just now?
 	treesFor = time.Minute
 	maxRefs  = 100
 	maxTrees = 6
 )
 
-// refsOf lists the refs of a repository. Those who ask at the same time share the
-// answer.
-func (s *Source) refsOf(ctx context.Context, repo *remote.Repo) (*refs, error) {
+// refsOf lists the refs of a repository, as they were not longer ago than maxAge.
+// Those who ask at the same time share the answer.
+func (s *Source) refsOf(ctx context.Context, repo *remote.Repo, maxAge time.Duration) (*refs, error) {
 	key := repo.URL.String()
 	s.mu.Lock()
 	known := s.refs[key]
 	s.mu.Unlock()
-	if known != nil && time.Now().Before(known.until) {
+	if known != nil && time.Since(known.listed) < maxAge {
 		return known, nil
 	}
 	v, err := s.once(ctx, "refs "+key, func(ctx context.Context) (any, error) {
+		now := time.Now()
 		list, err := s.git.Refs(ctx, repo.URL, "HEAD", "refs/heads/", "refs/tags/")
 		if err != nil {
 			return nil, err
 		}
-		rs := &refs{all: map[string]string{}, tags: map[string]string{}, objects: map[string]string{}, until: time.Now().Add(refsFor)}
+		rs := &refs{all: map[string]string{}, tags: map[string]string{}, objects: map[string]string{}, listed: now}
 		for _, r := range list {
 			rs.all[r.Name] = r.Commit()
 			if tag, ok := strings.CutPrefix(r.Name, "refs/tags/"); ok {
@@ -184,7 +189,7 @@ func (s *Source) fetchTree(ctx context.Context, repo *remote.Repo, commit, key s
 	if !full {
 		w.Filter = "blob:none"
 	}
-	if rs, err := s.refsOf(ctx, repo); err == nil && rs.objects[commit] != "" {
+	if rs, err := s.refsOf(ctx, repo, refsFor); err == nil && rs.objects[commit] != "" {
 		w.Hashes[0] = rs.objects[commit] // advertised, as the commit itself may not be
 	}
 	o, err := s.git.Fetch(ctx, repo.URL, w)
@@ -247,7 +252,7 @@ func (s *Source) history(ctx context.Context, repo *remote.Repo, of ...string) (
 		return nil, err
 	}
 	defer s.heavy.Release(1)
-	if rs, err := s.refsOf(ctx, repo); err == nil {
+	if rs, err := s.refsOf(ctx, repo, refsFor); err == nil {
 		for i, h := range of {
 			if obj := rs.objects[h]; obj != "" {
 				of[i] = obj
@@ -282,7 +287,14 @@ func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
 			rev = m.tagPrefix() + strings.TrimSuffix(query, "+incompatible")
 		}
 	}
-	rs, err := m.s.refsOf(ctx, m.repo)
+	maxAge := refsFor
+	if !semver.IsValid(query) {
+		maxAge = refsNow
+	}
+	rs, err := m.s.refsOf(ctx, m.repo, maxAge)
+	if err == nil && semver.IsValid(query) && !module.IsPseudoVersion(query) && rs.tags[rev] == "" {
+		rs, err = m.s.refsOf(ctx, m.repo, refsGone)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -304,7 +316,7 @@ func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
 	if r.version == "" {
 		r.version = r.hash
 	}
-	t, err := m.s.treeOf(ctx, m.repo, r.hash, false)
+	t, err := m.s.treeOf(ctx, m.repo, r.hash, m.whole)
 	if err != nil {
 		return nil, err
 	}
@@ -355,7 +367,7 @@ func (m *mod) statHash(ctx context.Context, rs *refs, r *revision, rev string) e
 // recentTag is the highest tag, by its version behind the prefix, among those that
 // the commit descends from and that are allowed. "": none.
 func (m *mod) recentTag(ctx context.Context, r *revision, allowed func(tag string) bool) (string, error) {
-	rs, err := m.s.refsOf(ctx, m.repo)
+	rs, err := m.s.refsOf(ctx, m.repo, refsFor)
 	if err != nil {
 		return "", err
 	}

@@ -83,6 +83,7 @@ type mod struct {
 	// prefix and major are its parts: example.com/repo/sub and /v2 (or .v2, "").
 	prefix, major string
 	dir           string // the folder that the path names, without the major version: sub
+	whole         bool   // commits are fetched with their files, which will be needed
 }
 
 // open finds the repository of a module path. A module that another proxy has is
@@ -123,7 +124,7 @@ func (s *Source) List(ctx context.Context, modulePath string) (*goproxy.VersionL
 	if proxy != nil {
 		return proxy.List(ctx, modulePath)
 	}
-	versions, err := m.versions(ctx)
+	versions, err := m.versions(ctx, refsNow)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +141,7 @@ func (s *Source) Resolve(ctx context.Context, modulePath, query string) (*goprox
 		return proxy.Resolve(ctx, modulePath, query)
 	}
 	if query == goproxy.Latest {
-		versions, err := m.versions(ctx)
+		versions, err := m.versions(ctx, refsNow)
 		if err != nil {
 			return nil, err
 		}
@@ -213,6 +214,7 @@ func (s *Source) Zip(ctx context.Context, v module.Version) (*goproxy.Blob, erro
 	if proxy != nil {
 		return proxy.Zip(ctx, v)
 	}
+	m.whole = true
 	r, err := m.checked(ctx, v.Version)
 	if err != nil {
 		return nil, err
@@ -285,9 +287,10 @@ func (m *mod) tagPrefix() string {
 	return m.dir + "/"
 }
 
-// versions are those in the tags that belong in the module's list.
-func (m *mod) versions(ctx context.Context) ([]string, error) {
-	rs, err := m.s.refsOf(ctx, m.repo)
+// versions are those in the tags that belong in the module's list, as they were not
+// longer ago than maxAge.
+func (m *mod) versions(ctx context.Context, maxAge time.Duration) ([]string, error) {
+	rs, err := m.s.refsOf(ctx, m.repo, maxAge)
 	if err != nil {
 		return nil, err
 	}
@@ -339,7 +342,7 @@ func (m *mod) versions(ctx context.Context) ([]string, error) {
 
 // hasMod reports whether a tag has a go.mod file at its root.
 func (m *mod) hasMod(ctx context.Context, tag string) (bool, error) {
-	rs, err := m.s.refsOf(ctx, m.repo)
+	rs, err := m.s.refsOf(ctx, m.repo, refsFor)
 	if err != nil {
 		return false, err
 	}

@@ -31,7 +31,7 @@ type origin struct {
 func (m *mod) info(ctx context.Context, r *revision, version, asked string) (*goproxy.Info, error) {
 	o := origin{VCS: "git", URL: m.repo.PublicURL, Subdir: m.dir, Hash: r.hash, Ref: r.ref}
 	if module.IsPseudoVersion(version) && version != asked { // another tag would make it another version
-		rs, err := m.s.refsOf(ctx, m.repo)
+		rs, err := m.s.refsOf(ctx, m.repo, refsFor)
 		if err != nil {
 			return nil, err
 		}
@@ -50,7 +50,7 @@ func (m *mod) info(ctx context.Context, r *revision, version, asked string) (*go
 
 // dependsOnTags adds to an answer's origin that other tags would change it.
 func (m *mod) dependsOnTags(ctx context.Context, info *goproxy.Info) error {
-	rs, err := m.s.refsOf(ctx, m.repo)
+	rs, err := m.s.refsOf(ctx, m.repo, refsFor)
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func (m *mod) convert(ctx context.Context, r *revision, asked string) (*goproxy.
 			return nil, err
 		}
 	}
-	versions, err := m.versions(ctx)
+	versions, err := m.versions(ctx, refsFor)
 	if err != nil {
 		return nil, err
 	}
@@ -248,7 +248,7 @@ func (m *mod) checkPseudo(ctx context.Context, r *revision, version string) erro
 			return m.notFound(version, "the commit has the tag %s, and needs no pseudo-version", tag)
 		}
 	}
-	rs, err := m.s.refsOf(ctx, m.repo)
+	rs, err := m.s.refsOf(ctx, m.repo, refsFor)
 	if err != nil {
 		return err
 	}

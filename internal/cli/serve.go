@@ -29,6 +29,8 @@ import (
 	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/disk"
 	"github.com/athensctl/athensctl/storage/memory"
+	"github.com/athensctl/athensctl/vcs"
+	"github.com/athensctl/athensctl/vcs/remote"
 )
 
 // deletionsEvery is how often a proxy looks for deletions.
@@ -88,9 +90,23 @@ func runServe(ctx context.Context, cfg *config.Config, stderr io.Writer) (err er
 	return err
 }
 
+// staleTemp is older than any file that is still being made.
+const staleTemp = 2 * time.Hour
+
+// tempDir is the folder for files that are being made. What a crash has left there
+// is removed.
 func (p *process) tempDir() (string, error) {
 	dir := filepath.Join(p.cfg.DataDir, "spool")
-	return dir, os.MkdirAll(dir, 0o755)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	left, err := os.ReadDir(dir)
+	for _, f := range left {
+		if info, e := f.Info(); e == nil && time.Since(info.ModTime()) > staleTemp {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, f.Name())))
+		}
+	}
+	return dir, err
 }
 
 func (p *process) addStorage() error {
@@ -176,8 +192,13 @@ func (p *process) addCrawler() error {
 	if err != nil {
 		return err
 	}
+	hosts, err := gitHosts(cfg, tmp)
+	if err != nil {
+		return err
+	}
+	p.closers = append(p.closers, hosts.Close)
 	o := crawler.Options{
-		Origins: origins(cfg, upstream), TempDir: tmp, Freshness: cfg.Freshness,
+		Origins: origins(cfg, upstream, hosts), TempDir: tmp, Freshness: cfg.Freshness,
 		Workers: cfg.Workers, ZipWorkers: cfg.ZipWorkers, InflightBytes: int64(cfg.InflightMaxBytes),
 		Lease: cfg.JobLease, Attempts: cfg.JobAttempts, Metrics: p.registry, Log: p.log,
 	}
@@ -228,21 +249,62 @@ func proxies(cfg *config.Config) (list []*url.URL) {
 	return list
 }
 
-func origins(cfg *config.Config, client *http.Client) (list []crawler.Origin) {
+// origins are whom the crawler asks, in their order; hosts is "direct".
+func origins(cfg *config.Config, client *http.Client, hosts goproxy.Source) (list []crawler.Origin) {
 	upstreams, _ := config.ParseUpstream(cfg.Upstream) // Load has checked it
 	for _, u := range upstreams {
 		switch {
 		case u.Off:
 			list = append(list, crawler.Origin{Name: "off", Source: nothing{goproxy.NotFound("upstream is off")}})
 		case u.Direct:
-			list = append(list, crawler.Origin{Name: "direct", AnyError: u.AnyError, Source: nothing{goproxy.Errorf(http.StatusNotImplemented,
-				"not implemented: no upstream proxy has it, and fetching from its host (direct) is not supported yet")}})
+			list = append(list, crawler.Origin{Name: "direct", AnyError: u.AnyError, Source: hosts})
 		default:
 			list = append(list, crawler.Origin{Name: u.URL.Redacted(), AnyError: u.AnyError,
 				Source: &goproxy.Client{Base: u.URL, HTTP: client, IdleTimeout: cfg.UpstreamTimeout}})
 		}
 	}
 	return list
+}
+
+// gitHosts is the source of what comes from git hosts.
+func gitHosts(cfg *config.Config, tmp string) (*vcs.Source, error) {
+	netrc, err := readNetrc(cfg.VCSNetrc)
+	if err != nil {
+		return nil, err
+	}
+	r, err := remote.New(remote.Options{
+		InsteadOf: cfg.VCSInsteadOf, AllowHosts: cfg.VCSAllowHost, Insecure: cfg.VCSInsecure, Tokens: cfg.VCSTokens, Netrc: netrc,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return vcs.New(r, vcs.Options{TempDir: tmp}), nil
+}
+
+// readNetrc reads the file that is named, or the user's where none is and there is
+// one.
+func readNetrc(name string) (string, error) {
+	if name == "off" {
+		return "", nil
+	}
+	named := name != ""
+	if !named {
+		name = os.Getenv("NETRC")
+	}
+	if name == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", nil
+		}
+		name = filepath.Join(home, ".netrc")
+	}
+	b, err := os.ReadFile(name)
+	if err != nil && !named {
+		return "", nil
+	} else if err != nil {
+		return "", fmt.Errorf("vcs-netrc: %w", err)
+	}
+	return string(b), nil
 }
 
 // nothing is a Source that answers everything with one error.
