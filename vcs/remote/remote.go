@@ -138,11 +138,18 @@ func (r *Remote) transport() http.RoundTripper {
 		if a, err := netip.ParseAddr(strings.Trim(req.URL.Hostname(), "[]")); err == nil && !r.allowed(host) && !public(a) {
 			return nil, forbidden(host, a)
 		}
+		return r.withCredentials(t).RoundTrip(req)
+	})
+}
+
+// withCredentials adds to a request what is set for its URL.
+func (r *Remote) withCredentials(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(req *http.Request) (*http.Response, error) {
 		if c := r.credential(req.URL); c != nil && req.Header.Get("Authorization") == "" {
 			req = req.Clone(req.Context())
 			req.SetBasicAuth(c.user, c.secret)
 		}
-		return t.RoundTrip(req)
+		return next.RoundTrip(req)
 	})
 }
 

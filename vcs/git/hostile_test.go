@@ -1,0 +1,273 @@
+package git
+
+import (
+	"bytes"
+	"compress/zlib"
+	"context"
+	"crypto/sha1"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/athensctl/athensctl/goproxy"
+)
+
+const someHash = "0123456789abcdef0123456789abcdef01234567"
+
+func pkt(s string) string { return fmt.Sprintf("%04x%s", len(s)+4, s) }
+
+const v2 = "000eversion 2\n" + "0013agent=git/2.39\n" + "000cls-refs\n" + "0012fetch=shallow\n" + "0000"
+
+// host answers the first request with the advertisement, the second with answer.
+type host struct {
+	advertisement func(w io.Writer)
+	answer        func(w io.Writer)
+}
+
+func (h host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodGet {
+		w.Header().Set("Content-Type", "application/x-git-upload-pack-advertisement")
+		h.advertisement(w)
+		return
+	}
+	h.answer(w)
+}
+
+func text(s string) func(io.Writer) { return func(w io.Writer) { io.WriteString(w, s) } }
+
+// endless writes s until the client leaves.
+func endless(before, s string) func(io.Writer) {
+	return func(w io.Writer) {
+		io.WriteString(w, before)
+		block := strings.Repeat(s, 1+(32<<10)/len(s))
+		for {
+			if _, err := io.WriteString(w, block); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// object is one object of a pack: its declared type and size, what stands before its
+// content, and the content.
+type object struct {
+	kind int
+	size uint64
+	base []byte
+	body []byte
+}
+
+func pack(count uint32, objects ...object) []byte {
+	var b bytes.Buffer
+	b.WriteString("PACK")
+	binary.Write(&b, binary.BigEndian, uint32(2))
+	binary.Write(&b, binary.BigEndian, count)
+	for _, o := range objects {
+		c := byte(o.kind<<4) | byte(o.size&15)
+		for n := o.size >> 4; ; n >>= 7 {
+			if n == 0 {
+				b.WriteByte(c)
+				break
+			}
+			b.WriteByte(c | 0x80)
+			c = byte(n & 0x7f)
+		}
+		b.Write(o.base)
+		z := zlib.NewWriter(&b)
+		z.Write(o.body)
+		z.Close()
+	}
+	sum := sha1.Sum(b.Bytes())
+	b.Write(sum[:])
+	return b.Bytes()
+}
+
+// sendPack is an answer to fetch.
+func sendPack(p []byte) func(io.Writer) {
+	return func(w io.Writer) {
+		io.WriteString(w, pkt("packfile\n"))
+		for len(p) > 0 {
+			n := min(len(p), 60000)
+			io.WriteString(w, pkt("\x01"+string(p[:n])))
+			p = p[n:]
+		}
+		io.WriteString(w, "0000")
+	}
+}
+
+const (
+	commitType, blobType, ofsDelta, refDelta = 1, 3, 6, 7
+)
+
+func varint(n uint64) []byte { return binary.AppendUvarint(nil, n) }
+
+// A hostile server costs bounded memory and time, and a clear error.
+func TestHostile(t *testing.T) {
+	ok := text(v2)
+	zeros := make([]byte, 8<<20)
+	limits := Limits{
+		RefBytes: 1 << 20, PackBytes: 2 << 20, Objects: 1000, ObjectBytes: 4 << 20, TotalBytes: 6 << 20, TreeDepth: 20, Idle: 300 * time.Millisecond,
+	}
+	fetch := func(c *Client, u *url.URL) error {
+		o, err := c.Fetch(t.Context(), u, Want{Hashes: []string{someHash}, Depth: 1})
+		if err != nil {
+			return err
+		}
+		defer o.Close()
+		_, err = o.Commit(someHash)
+		return err
+	}
+	refs := func(c *Client, u *url.URL) error { _, err := c.Refs(t.Context(), u, "refs/"); return err }
+	for _, tc := range []struct {
+		name string
+		host host
+		do   func(*Client, *url.URL) error
+		want string
+	}{
+		{"endless advertisement", host{endless(v2[:len(v2)-4], pkt("cap\n")), nil}, refs, "too large"},
+		{"endless refs", host{ok, endless("", pkt(someHash+" refs/heads/x\n"))}, refs, "too large"},
+		{"endless old refs", host{endless(pkt(someHash+" refs/heads/x\x00caps\n"), pkt(someHash+" refs/heads/x\n")), nil}, refs, "too large"},
+		{"not pkt-lines", host{ok, text("<html>hello</html>")}, refs, "not the length of a packet"},
+		{"a lying length", host{ok, text("00ff" + someHash)}, refs, "cut"},
+		{"a length above the largest", host{ok, text("fff5" + someHash)}, refs, "a packet of 65525 bytes"},
+		{"length 3", host{ok, text("0003")}, refs, "a packet of 3 bytes"},
+		{"cut", host{ok, text("00")}, refs, "cut"},
+		{"no hash", host{ok, text(pkt("zzz refs/heads/x\n") + "0000")}, refs, "is not a ref"},
+		{"ERR", host{ok, text(pkt("ERR go away\x1b[31m\n"))}, refs, "the server says: go away"},
+		{"nothing comes", host{ok, func(w io.Writer) { w.(http.Flusher).Flush(); time.Sleep(time.Second) }}, refs, "no byte for 300ms"},
+		{"no pack", host{ok, text("0000")}, fetch, "no pack"},
+		{"band 3", host{ok, text(pkt("packfile\n") + pkt("\x03not allowed\n"))}, fetch, "the server says: not allowed"},
+		{"band 7", host{ok, text(pkt("packfile\n") + pkt("\x07x"))}, fetch, "band 7"},
+		{"endless progress", host{ok, endless(pkt("packfile\n"), pkt("\x02working\n"))}, fetch, "too large"},
+		{"endless pack", host{ok, endless(pkt("packfile\n"), pkt("\x01"+strings.Repeat("x", 1000)))}, fetch, "too large"},
+		{"not a pack", host{ok, sendPack([]byte("hello, this is not one at all"))}, fetch, "pack:"},
+		{"an empty pack", host{ok, sendPack(pack(0))}, fetch, someHash},
+		{"too many objects", host{ok, sendPack(pack(4_000_000_000))}, fetch, "at most 1000"},
+		{"fewer objects than said", host{ok, sendPack(pack(5, object{kind: blobType, size: 1, body: []byte("x")}))}, fetch, "pack:"},
+		{"a bomb that says its size", host{ok, sendPack(pack(1, object{kind: blobType, size: uint64(len(zeros)), body: zeros}))}, fetch, "8388608 bytes"},
+		{"a bomb that lies", host{ok, sendPack(pack(1, object{kind: blobType, size: 10, body: zeros}))}, fetch, "pack:"},
+		{"a size that is not reached", host{ok, sendPack(pack(1, object{kind: blobType, size: 1000, body: []byte("x")}))}, fetch, "pack:"},
+		{"many objects that are too much", host{ok, sendPack(pack(3, object{kind: blobType, size: 3 << 20, body: zeros[:3<<20]}, object{kind: blobType, size: 3 << 20, body: zeros[:3<<20]}, object{kind: blobType, size: 3 << 20, body: zeros[:3<<20]}))}, fetch, "more than 6291456 bytes"},
+		{"a delta bomb", host{ok, sendPack(pack(2, object{kind: blobType, size: 4, body: []byte("base")},
+			object{kind: ofsDelta, size: 6, base: []byte{14}, body: append(append(varint(4), varint(1<<40)...), 0x90)[:6]}))}, fetch, "pack:"},
+		{"a delta on itself", host{ok, sendPack(pack(1, object{kind: ofsDelta, size: 2, base: []byte{0}, body: []byte{0, 0}}))}, fetch, "pack:"},
+		{"a delta on what is not there", host{ok, sendPack(pack(1, object{kind: refDelta, size: 2, base: make([]byte, 20), body: []byte{0, 0}}))}, fetch, "pack:"},
+		{"a delta beyond its base", host{ok, sendPack(pack(2, object{kind: blobType, size: 4, body: []byte("base")},
+			object{kind: ofsDelta, size: 5, base: []byte{13}, body: []byte{4, 100, 0x90, 100, 0}}))}, fetch, "pack:"},
+		{"a commit that is none", host{ok, sendPack(pack(1, object{kind: blobType, size: 1, body: []byte("x")}))}, fetch, someHash},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			srv := httptest.NewServer(tc.host)
+			t.Cleanup(srv.Close)
+			u, _ := url.Parse(strings.Replace(srv.URL, "http://", "http://user:s3cret@", 1) + "/repo")
+			dir := t.TempDir()
+			c := &Client{HTTP: srv.Client(), TempDir: dir, Limits: limits}
+			runtime.GC()
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			start := time.Now()
+			err := tc.do(c, u)
+			took := time.Since(start)
+			runtime.ReadMemStats(&after)
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error %v, want %q", err, tc.want)
+			} else if strings.Contains(err.Error(), "s3cret") || !errors.Is(err, fs.ErrNotExist) && !strings.Contains(err.Error(), "/repo") {
+				t.Errorf("error %v: it does not name the repository, or its password", err)
+			} else if s := goproxy.Status(err); s != http.StatusBadGateway && !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("status %d", s)
+			}
+			if took > 5*time.Second {
+				t.Errorf("it took %v", took)
+			}
+			if grew := after.TotalAlloc - before.TotalAlloc; grew > 96<<20 {
+				t.Errorf("%d MB were allocated", grew>>20)
+			}
+			if left, _ := os.ReadDir(dir); len(left) > 0 {
+				t.Errorf("files are left: %v", left)
+			}
+		})
+	}
+}
+
+func TestStatuses(t *testing.T) {
+	for _, tc := range []struct {
+		status, want int
+		after        time.Duration
+	}{
+		{404, 404, 0}, {410, 404, 0}, {401, 404, 0}, {403, 404, 0}, {429, 503, 7 * time.Second}, {503, 503, 7 * time.Second}, {500, 502, 0}, {302, 502, 0},
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Retry-After", "7")
+			w.WriteHeader(tc.status)
+		}))
+		u, _ := url.Parse(srv.URL + "/repo")
+		_, err := (&Client{HTTP: srv.Client()}).Refs(t.Context(), u)
+		var e *goproxy.Error
+		if !errors.As(err, &e) || e.Status != tc.want || e.RetryAfter != tc.after && tc.after > 0 {
+			t.Errorf("%d: %v (%+v)", tc.status, err, e)
+		}
+		srv.Close()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	u, _ := url.Parse("http://127.0.0.1:1/repo")
+	if _, err := (&Client{HTTP: http.DefaultClient}).Refs(ctx, u); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if _, err := (&Client{HTTP: http.DefaultClient}).Refs(t.Context(), &url.URL{Scheme: "ext", Host: "x"}); goproxy.Status(err) != 501 {
+		t.Errorf("another scheme: %v", err)
+	}
+}
+
+func FuzzRefs(f *testing.F) {
+	f.Add([]byte(pkt(someHash+" refs/heads/x symref-target:y peeled:"+someHash+"\n") + "0000"))
+	f.Add([]byte("0004"))
+	f.Add([]byte(v2))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		refs, err := readRefs(&reader{r: bytes.NewReader(b), left: 1 << 20})
+		for _, r := range refs {
+			if !isHash(r.Hash) || r.Name == "" || r.Peeled != "" && !isHash(r.Peeled) || err != nil {
+				t.Errorf("%+v, %v", r, err)
+			}
+		}
+		s := &service{c: &Client{}, caps: map[string]string{}}
+		if err := s.readAdvertisement(&reader{r: bytes.NewReader(b), left: 1 << 20}); err == nil {
+			for _, r := range s.refs {
+				if !isHash(r.Hash) {
+					t.Errorf("%+v", r)
+				}
+			}
+		}
+	})
+}
+
+func FuzzPack(f *testing.F) {
+	f.Add(pack(1, object{kind: blobType, size: 1, body: []byte("x")}))
+	f.Add(pack(2, object{kind: blobType, size: 4, body: []byte("base")}, object{kind: ofsDelta, size: 5, base: []byte{13}, body: []byte{4, 4, 0x90, 4, 0}}))
+	f.Add(pack(1, object{kind: commitType, size: 4, body: []byte("tree")}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		file, err := os.CreateTemp(t.TempDir(), "pack-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		file.Write(b)
+		o, err := index(file, Limits{ObjectBytes: 1 << 20, TotalBytes: 4 << 20, Objects: 1000}.orDefault())
+		if err != nil {
+			return
+		}
+		defer o.Close()
+		o.Commit(someHash)
+		o.Tree(someHash)
+	})
+}
