@@ -263,14 +263,14 @@ func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
 	verify, verifyItsMod := c.expect(ctx, m.Path, m.Version), c.expect(ctx, m.Path, m.Version+"/go.mod")
 	tmp, err := os.CreateTemp(c.o.TempDir, "fetch-")
 	if err != nil {
-		return err
+		return storage.FullDisk(err)
 	}
 	defer os.Remove(tmp.Name())
 	defer tmp.Close()
 	if _, err := ask(c, m.String()+" (zip)", func(s goproxy.Source) (struct{}, error) {
 		return struct{}{}, c.spool(ctx, s, m, tmp)
 	}); err != nil {
-		return err
+		return storage.FullDisk(err) // where that is why: upstream is well
 	}
 	h1, mod, err := goproxy.CheckZip(m, tmp.Name())
 	if err == nil {

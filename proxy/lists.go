@@ -118,15 +118,16 @@ func (p *Proxy) current(ctx context.Context, k storage.Key) (a *changing, stale 
 	default:
 		wait, cancel := context.WithTimeout(ctx, p.o.ListWait)
 		fresh, err := p.refresh(wait, k)
+		late := wait.Err() != nil
 		cancel()
 		switch {
 		case err == nil:
 			a = fresh
 		case ctx.Err() != nil:
 			return nil, false, ctx.Err()
-		case p.o.Mode == Strict && wait.Err() == nil:
+		case p.o.Mode == Strict && !late:
 			return nil, false, err
-		case p.o.Mode == Strict && errors.Is(err, context.DeadlineExceeded):
+		case p.o.Mode == Strict:
 			// Strict wants upstream's word: it waits for it as for a first sight.
 			if a, err = p.refresh(ctx, k); err != nil {
 				return nil, false, err

@@ -182,6 +182,9 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 		if errors.As(err, &tooLarge) {
 			return err
 		}
+		if full := FullDisk(err); full != err {
+			return full
+		}
 		return goproxy.Errorf(http.StatusBadRequest, "bad request: save %s: %s: %w", m, what, err)
 	}
 	for {
@@ -205,7 +208,7 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 			}
 		case name == "mod.zip" && zip == nil:
 			if zip, err = os.CreateTemp(s.TempDir, "save-"); err != nil {
-				return f, nil, err
+				return f, nil, FullDisk(err)
 			}
 			_, err = io.Copy(zip, io.LimitReader(part, goproxy.MaxZipBytes+1))
 		default:

@@ -9,7 +9,9 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"io"
+	"syscall"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -32,6 +34,15 @@ var (
 	// ErrQueueFull: the queue holds as many jobs as it may. It maps to 503.
 	ErrQueueFull = &goproxy.Error{Status: 503, Message: "the queue of fetches is full", RetryAfter: 5 * time.Second}
 )
+
+// FullDisk makes "no space left on device" a bound that was hit; other errors are as
+// they were.
+func FullDisk(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return goproxy.Busy(time.Minute, "storage is full: %w", err)
+	}
+	return err
+}
 
 // Files are the files of one version. A nil file is left as it is.
 type Files struct {

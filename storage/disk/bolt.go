@@ -6,6 +6,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/kv"
 )
 
@@ -36,7 +37,7 @@ func (db boltDB) View(f func(kv.Tx) error) error {
 }
 
 func (db boltDB) Update(f func(kv.Tx) error) error {
-	return fullDisk(db.DB.Batch(func(tx *bbolt.Tx) error { return f(boltTx{tx.Bucket(bucket)}) }))
+	return storage.FullDisk(db.DB.Batch(func(tx *bbolt.Tx) error { return f(boltTx{tx.Bucket(bucket)}) }))
 }
 
 type boltTx struct{ *bbolt.Bucket }

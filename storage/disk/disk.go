@@ -23,7 +23,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
-	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -119,7 +118,7 @@ func Open(dir string, o Options) (*Store, error) {
 // queue is the journal whose failures for want of space say so.
 type queue struct{ *kv.Journal }
 
-func (q queue) Update(f func(kv.Tx) error) error { return fullDisk(q.Journal.Update(f)) }
+func (q queue) Update(f func(kv.Tx) error) error { return storage.FullDisk(q.Journal.Update(f)) }
 
 // Close ends what goes on behind and closes the ledger.
 func (s *Store) Close() error {
@@ -253,7 +252,7 @@ func (s *Store) put(ctx context.Context, m module.Version, file storage.File, r 
 	tmp := s.link(r)
 	if tmp == nil {
 		if tmp, err = os.CreateTemp(filepath.Join(s.dir, "tmp"), "put-"); err != nil {
-			return fullDisk(err)
+			return storage.FullDisk(err)
 		}
 	}
 	defer func() {
@@ -261,7 +260,7 @@ func (s *Store) put(ctx context.Context, m module.Version, file storage.File, r 
 		os.Remove(tmp.Name())
 	}()
 	if _, err = io.Copy(tmp, ctxReader{ctx, r}); err != nil {
-		return fullDisk(err)
+		return storage.FullDisk(err)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -270,7 +269,7 @@ func (s *Store) put(ctx context.Context, m module.Version, file storage.File, r 
 		return err
 	}
 	if err := errors.Join(tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
-		return fullDisk(err)
+		return storage.FullDisk(err)
 	}
 	mu := s.lock(m.Path)
 	mu.Lock()
@@ -288,10 +287,10 @@ func (s *Store) put(ctx context.Context, m module.Version, file storage.File, r 
 		return err
 	}
 	if err := s.mkdir(filepath.Dir(name)); err != nil {
-		return fullDisk(err)
+		return storage.FullDisk(err)
 	}
 	if err := os.Rename(tmp.Name(), name); err != nil {
-		return fullDisk(err)
+		return storage.FullDisk(err)
 	}
 	return syncDir(filepath.Dir(name))
 }
@@ -387,7 +386,7 @@ func (s *Store) complete(m module.Version) error {
 		}
 	}
 	if err := s.Complete(m); err != nil {
-		return fullDisk(fmt.Errorf("catalog %s: %w", m, err))
+		return storage.FullDisk(fmt.Errorf("catalog %s: %w", m, err))
 	}
 	if module.IsPseudoVersion(m.Version) {
 		return nil
@@ -409,12 +408,12 @@ func (s *Store) writeList(path string) error {
 	name := filepath.Join(s.dir, "modules", filepath.FromSlash(p))
 	tmp, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "list-")
 	if err != nil {
-		return fullDisk(err)
+		return storage.FullDisk(err)
 	}
 	defer os.Remove(tmp.Name())
 	_, err = tmp.Write(list.Text())
 	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err != nil {
-		return fullDisk(err)
+		return storage.FullDisk(err)
 	}
 	return os.Rename(tmp.Name(), name)
 }
@@ -478,16 +477,6 @@ func syncDir(dir string) error {
 	}
 	defer d.Close()
 	return d.Sync()
-}
-
-// fullDisk makes "no space left on device" a bound that was hit.
-func fullDisk(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		e := goproxy.Errorf(http.StatusServiceUnavailable, "storage is full: %w", err)
-		e.RetryAfter = time.Minute
-		return e
-	}
-	return err
 }
 
 type ctxReader struct {

@@ -1,0 +1,284 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+	"github.com/athensctl/athensctl/storage/memory"
+)
+
+// fetcher is a crawler: it answers lists, and zips of which storage gets nothing.
+type fetcher struct {
+	goproxy.Source
+	ledger storage.Ledger
+
+	mu       sync.Mutex
+	versions []string
+	err      error
+	takes    time.Duration
+	asked    int
+}
+
+func (f *fetcher) set(err error, takes time.Duration, versions ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err, f.takes, f.versions = err, takes, versions
+}
+
+func (f *fetcher) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
+	f.mu.Lock()
+	f.asked++
+	err, takes, versions := f.err, f.takes, f.versions
+	f.mu.Unlock()
+	select {
+	case <-time.After(takes):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	f.ledger.SetKnown(ctx, storage.Key{Path: path, File: storage.FileList}, &storage.Known{Checked: now, Versions: versions})
+	return goproxy.NewVersionList(path, versions, now), nil
+}
+
+func (f *fetcher) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	if _, err := f.List(ctx, m.Path); err != nil {
+		return nil, err
+	}
+	return goproxy.NewBlob([]byte("module "+m.Path+"\n"), time.Now()), nil
+}
+
+type bed struct {
+	*Proxy
+	t     *testing.T
+	up    *fetcher
+	store *memory.Store
+}
+
+const modPath = "example.com/m"
+
+func newBed(t *testing.T, mode string) *bed {
+	store := memory.New(0, nil)
+	up := &fetcher{ledger: store, versions: []string{"v1.0.0"}}
+	p, err := New(store, store, up, Options{
+		Mode: mode, Freshness: time.Minute, ListMaxStale: time.Hour, ListWait: 2 * time.Second, FetchTimeout: 50 * time.Second,
+		FetchTimeoutStatus: 504, MaxWaiting: 20, CacheDir: t.TempDir(), CacheBytes: 1 << 20, MemoryBytes: 1 << 20,
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &bed{p, t, up, store}
+}
+
+// want asks for the list and compares: the versions ("!404" for an error with that
+// status), whether it is stale, how long it took, and how often upstream was asked.
+func (b *bed) want(what, versions string, stale bool, takes time.Duration, asked int) {
+	b.t.Helper()
+	b.up.mu.Lock()
+	b.up.asked = 0
+	b.up.mu.Unlock()
+	start := time.Now()
+	l, err := b.List(b.t.Context(), modPath)
+	took := time.Since(start)
+	synctest.Wait() // what goes on behind, until it waits for time
+	got, gotStale := "", false
+	if err != nil {
+		got = "!" + http.StatusText(goproxy.Status(err))
+	} else {
+		got, gotStale = strings.Join(l.Versions, " "), l.Stale
+	}
+	b.up.mu.Lock()
+	n := b.up.asked
+	b.up.mu.Unlock()
+	if got != versions || gotStale != stale || took != takes || n != asked {
+		b.t.Errorf("%s: %q (%v), stale %v, after %v, asked %d; want %q, stale %v, after %v, asked %d", what, got, err, gotStale, took, n, versions, stale, takes, asked)
+	}
+}
+
+func TestFreshness(t *testing.T) {
+	for _, mode := range []string{Strict, Fallback} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBed(t, mode)
+			b.up.set(nil, 3*time.Second, "v1.0.0")
+			b.want("the first sight waits", "v1.0.0", false, 3*time.Second, 1)
+			b.up.set(nil, 3*time.Second, "v1.0.0", "v1.1.0")
+			time.Sleep(59 * time.Second)
+			b.want("fresh", "v1.0.0", false, 0, 0)
+			time.Sleep(2 * time.Second)
+			b.want("a little old: served, and refreshed behind", "v1.0.0", false, 0, 1)
+			b.want("while that goes on", "v1.0.0", false, 0, 0)
+			time.Sleep(4 * time.Second)
+			b.want("after it", "v1.0.0 v1.1.0", false, 0, 0)
+			time.Sleep(2 * time.Hour)
+			b.up.set(nil, time.Second, "v1.2.0")
+			b.want("too old: waits for the refresh", "v1.2.0", false, time.Second, 1)
+			time.Sleep(2 * time.Hour)
+			b.up.set(nil, 10*time.Second, "v1.3.0")
+			if mode == Strict {
+				b.want("too old, a slow refresh", "v1.3.0", false, 10*time.Second, 1)
+				time.Sleep(2 * time.Hour)
+				b.up.set(goproxy.Errorf(502, "down"), 0)
+				b.want("too old, upstream down", "!Bad Gateway", false, 0, 1)
+				return
+			}
+			b.want("too old, a slow refresh", "v1.2.0", true, 2*time.Second, 1)
+			time.Sleep(9 * time.Second)
+			b.want("it went on behind", "v1.3.0", false, 0, 0)
+			time.Sleep(2 * time.Hour)
+			b.up.set(goproxy.Errorf(502, "down"), 0)
+			b.want("too old, upstream down", "v1.3.0", true, 0, 1)
+			b.up.set(goproxy.NotFound("gone"), 0)
+			b.want("upstream says that it is gone", "!Not Found", false, 0, 1)
+			b.want("which is remembered", "!Not Found", false, 0, 0)
+			b.up.set(nil, 0, "v2.0.0+incompatible")
+			time.Sleep(time.Minute)
+			b.want("for a minute", "v2.0.0+incompatible", false, 0, 1)
+		})
+	}
+}
+
+// What another proxy had refreshed is served without a question.
+func TestFreshnessOfTheFleet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Fallback)
+		b.want("the first sight", "v1.0.0", false, 0, 1)
+		time.Sleep(2 * time.Minute)
+		k := storage.Key{Path: modPath, File: storage.FileList}
+		if err := b.store.SetKnown(t.Context(), k, &storage.Known{Checked: time.Now(), Versions: []string{"v1.5.0"}}); err != nil {
+			t.Fatal(err)
+		}
+		b.want("the ledger has a newer one", "v1.5.0", false, 0, 0)
+	})
+}
+
+func keep(t *testing.T, s storage.Store, v string) {
+	t.Helper()
+	m := module.Version{Path: modPath, Version: v}
+	err := s.Put(t.Context(), m, storage.Files{
+		Info: []byte(`{"Version":"` + v + `","Time":"2026-01-02T03:04:05Z"}`), Mod: []byte("module " + modPath + "\n"), Zip: strings.NewReader("zip"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOffline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Offline)
+		b.want("nothing kept", "!Not Found", false, 0, 0)
+		keep(t, b.store, "v1.0.0")
+		keep(t, b.store, "v1.2.0")
+		b.want("what is kept", "v1.0.0 v1.2.0", false, 0, 0)
+		if i, err := b.Resolve(t.Context(), modPath, "latest"); err != nil || i.Version != "v1.2.0" {
+			t.Errorf("latest: %+v, %v", i, err)
+		}
+		if _, err := b.Mod(t.Context(), module.Version{Path: modPath, Version: "v1.9.0"}); goproxy.Status(err) != 404 {
+			t.Errorf("a version that is not kept: %v", err)
+		}
+	})
+}
+
+// Fallback serves what is kept where nothing is known of upstream and it is down.
+func TestFallbackToKept(t *testing.T) {
+	for _, mode := range []string{Strict, Fallback} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBed(t, mode)
+			keep(t, b.store, "v1.0.0")
+			b.up.set(goproxy.Errorf(502, "down"), 0)
+			if mode == Strict {
+				b.want("strict", "!Bad Gateway", false, 0, 1)
+			} else {
+				b.want("fallback", "v1.0.0", true, 0, 1)
+			}
+		})
+	}
+}
+
+func TestBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Fallback)
+		b.up.set(nil, 70*time.Second, "v1.0.0")
+		m := module.Version{Path: modPath, Version: "v1.0.0"}
+		results := make(chan error, 30)
+		left, leave := context.WithCancel(t.Context())
+		for i := range 25 {
+			ctx := t.Context()
+			if i == 0 {
+				ctx = left
+			}
+			go func() { _, err := b.Mod(ctx, m); results <- err }()
+		}
+		synctest.Wait()
+		for range 5 { // more than may wait: told so at once
+			var e *goproxy.Error
+			if err := <-results; !errors.As(err, &e) || e.Status != 503 || e.RetryAfter <= 0 {
+				t.Errorf("one too many: %v", err)
+			}
+		}
+		leave()
+		synctest.Wait()
+		if err := <-results; err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("who left: %v", err)
+		}
+		time.Sleep(51 * time.Second)
+		for range 19 { // fetch-timeout
+			var e *goproxy.Error
+			if err := <-results; !errors.As(err, &e) || e.Status != 504 || !e.NoStore {
+				t.Errorf("after fetch-timeout: %v", err)
+			}
+		}
+		time.Sleep(30 * time.Second)
+		start := time.Now()
+		blob, err := b.Mod(t.Context(), m) // the fetch went on
+		if err != nil || time.Since(start) != 0 {
+			t.Errorf("%v, after %v", err, time.Since(start))
+		} else if c, _ := blob.ReadAll(100); string(c) != "module "+modPath+"\n" {
+			t.Errorf("%q", c)
+		}
+		if b.up.asked != 1 {
+			t.Errorf("upstream was asked %d times", b.up.asked)
+		}
+	})
+}
+
+// A deletion reaches the caches of a proxy within a minute.
+func TestDeletion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Fallback)
+		keep(t, b.store, "v1.0.0")
+		m := module.Version{Path: modPath, Version: "v1.0.0"}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		go b.Run(ctx, 20*time.Second)
+		if _, err := b.Mod(ctx, m); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.store.Delete(ctx, m); err != nil {
+			t.Fatal(err)
+		}
+		b.up.set(goproxy.NotFound("gone"), 0)
+		if _, err := b.Mod(ctx, m); err != nil {
+			t.Errorf("from the cache: %v", err)
+		}
+		time.Sleep(21 * time.Second)
+		synctest.Wait()
+		if _, err := b.Mod(ctx, m); goproxy.Status(err) != 404 {
+			t.Errorf("after the deletion: %v", err)
+		}
+	})
+}
