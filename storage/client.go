@@ -189,13 +189,13 @@ func (c *Client) Extend(ctx context.Context, j *Job, lease time.Duration) error 
 
 // Done implements Ledger.
 func (c *Client) Done(ctx context.Context, j *Job, err error) error {
-	_, err = c.call(ctx, "done", message{Job: j, Cause: causeOf(err)})
+	_, err = c.call(ctx, "done", message{Job: j, Cause: CauseOf(err)})
 	return err
 }
 
 // Retry implements Ledger.
 func (c *Client) Retry(ctx context.Context, j *Job, delay time.Duration, err error) error {
-	_, err = c.call(ctx, "retry", message{Job: j, Time: delay, Cause: causeOf(err)})
+	_, err = c.call(ctx, "retry", message{Job: j, Time: delay, Cause: CauseOf(err)})
 	return err
 }
 
@@ -207,7 +207,7 @@ func (c *Client) Wait(ctx context.Context, k Key) error {
 			return err
 		}
 		if !a.Yes {
-			return a.Cause.err()
+			return a.Cause.Err()
 		}
 	}
 }

@@ -287,7 +287,7 @@ type message struct {
 	Job    *Job          `json:",omitempty"`
 	Worker string        `json:",omitempty"`
 	Time   time.Duration `json:",omitempty"` // lease or delay
-	Cause  *cause        `json:",omitempty"`
+	Cause  *Cause        `json:",omitempty"`
 	Name   string        `json:",omitempty"`
 	Old    *[]byte       `json:",omitempty"`
 	New    *[]byte       `json:",omitempty"`
@@ -296,32 +296,6 @@ type message struct {
 	Stats  *QueueStats  `json:",omitempty"`
 	Feed   []IndexEntry `json:",omitempty"`
 	Yes    bool         `json:",omitempty"` // Enqueue: added; Wait: ask again
-}
-
-// cause carries an error of an attempt.
-type cause struct {
-	Status     int
-	Message    string
-	RetryAfter time.Duration
-}
-
-func causeOf(err error) *cause {
-	if err == nil {
-		return nil
-	}
-	c := &cause{Status: goproxy.Status(err), Message: err.Error()}
-	var e *goproxy.Error
-	if errors.As(err, &e) {
-		c.RetryAfter = e.RetryAfter
-	}
-	return c
-}
-
-func (c *cause) err() error {
-	if c == nil {
-		return nil
-	}
-	return &goproxy.Error{Status: c.Status, Message: c.Message, RetryAfter: c.RetryAfter}
 }
 
 func bytesOf(p *[]byte) []byte {
@@ -376,9 +350,9 @@ func (s *Server) rpc(c echo.Context) error {
 	case "extend":
 		err = s.Ledger.Extend(ctx, q.Job, q.Time)
 	case "done":
-		err = s.Ledger.Done(ctx, q.Job, q.Cause.err())
+		err = s.Ledger.Done(ctx, q.Job, q.Cause.Err())
 	case "retry":
-		err = s.Ledger.Retry(ctx, q.Job, q.Time, q.Cause.err())
+		err = s.Ledger.Retry(ctx, q.Job, q.Time, q.Cause.Err())
 	case "wait":
 		slice, cancel := context.WithTimeout(ctx, waitSlice)
 		defer cancel()
@@ -388,7 +362,7 @@ func (s *Server) rpc(c echo.Context) error {
 		} else if ctx.Err() != nil {
 			err = ctx.Err()
 		} else {
-			a.Cause = causeOf(waited)
+			a.Cause = CauseOf(waited)
 		}
 	case "queue":
 		var stats QueueStats

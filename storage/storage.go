@@ -207,6 +207,35 @@ type Ledger interface {
 	CompareAndSwap(ctx context.Context, key string, old, new []byte) error
 }
 
+// Cause is the error of an attempt as it is kept and sent: what survives of it is
+// its status, its message and its RetryAfter.
+type Cause struct {
+	Status     int
+	Message    string
+	RetryAfter time.Duration `json:",omitempty"`
+}
+
+// CauseOf is nil for nil.
+func CauseOf(err error) *Cause {
+	if err == nil {
+		return nil
+	}
+	c := &Cause{Status: goproxy.Status(err), Message: err.Error()}
+	var e *goproxy.Error
+	if errors.As(err, &e) {
+		c.RetryAfter = e.RetryAfter
+	}
+	return c
+}
+
+// Err is nil for nil.
+func (c *Cause) Err() error {
+	if c == nil {
+		return nil
+	}
+	return &goproxy.Error{Status: c.Status, Message: c.Message, RetryAfter: c.RetryAfter}
+}
+
 // QueueStats describes the queue.
 type QueueStats struct {
 	Jobs    int           // queued or claimed

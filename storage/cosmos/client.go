@@ -1,0 +1,272 @@
+package cosmos
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/fleet"
+)
+
+// What the database answers that callers act on. Everything else is an error for
+// who asked storage.
+var (
+	errAbsent = errors.New("no such item")                           // 404
+	errExists = errors.New("the item exists")                        // 409, and it is not ours
+	errMoved  = errors.New("the item has changed since it was read") // 412, and not by us
+)
+
+// stamp is part of each item that is written on a condition: a random mark of the
+// write, by which one whose answer was lost is recognised as one's own.
+type stamp struct {
+	W string `json:"w"`
+}
+
+func newStamp() stamp { return stamp{fleet.NewID(8)} }
+
+// account is the database with its two containers. It makes every request: it
+// counts request units, and retries what may be retried.
+type account struct {
+	client          *azcosmos.Client
+	http            *http.Client
+	modules, ledger *azcosmos.ContainerClient
+	patience        time.Duration // how long one operation is tried
+	units           *prometheus.CounterVec
+	answers         *prometheus.CounterVec
+}
+
+// An attempt takes this long at most: the SDK goes on for minutes when a name does
+// not resolve, and a chunk of a zip is 512 KB.
+const attemptTimeout = 15 * time.Second
+
+// try makes one operation until it has an answer that is final: 429 after the time
+// that the service says, other answers that mean "again" after a back-off, up to
+// the account's patience or the context's end. Then the error is 503 with a
+// Retry-After. Source: Microsoft's "Designing resilient applications with Azure
+// Cosmos DB SDKs", its table of status codes.
+func (a *account) try(ctx context.Context, op string, f func(context.Context) (azcosmos.Response, error)) error {
+	deadline := time.Now().Add(a.patience)
+	for attempt := 0; ; attempt++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		one, cancel := context.WithTimeout(ctx, attemptTimeout)
+		resp, err := f(one)
+		cancel()
+		if err == nil {
+			a.count(op, "ok", resp.RequestCharge)
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		pause := min(50*time.Millisecond<<min(attempt, 6), 2*time.Second)
+		pause = time.Duration(float64(pause) * (0.5 + rand.Float64()))
+		var re *azcore.ResponseError
+		if !errors.As(err, &re) {
+			a.count(op, "none", 0)
+		} else {
+			var charge float64
+			if re.RawResponse != nil {
+				charge, _ = strconv.ParseFloat(re.RawResponse.Header.Get("x-ms-request-charge"), 32)
+			}
+			a.count(op, strconv.Itoa(re.StatusCode), float32(charge))
+			switch re.StatusCode {
+			case http.StatusNotFound:
+				return errAbsent
+			case http.StatusConflict:
+				return errExists
+			case http.StatusPreconditionFailed:
+				return errMoved
+			case http.StatusUnauthorized, http.StatusForbidden:
+				return goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB refused to %s: %d %s (the key or the identity's role, the firewall, or the clock)", op, re.StatusCode, re.ErrorCode)
+			case http.StatusTooManyRequests:
+				pause = max(pause, retryAfter(re.RawResponse))
+			case 449: // Retry With: another write to the item was going on
+				pause = time.Duration(10+rand.IntN(50)) * time.Millisecond
+			case http.StatusRequestTimeout, http.StatusGone, http.StatusInternalServerError, http.StatusBadGateway,
+				http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+			default:
+				return goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB: %s: %d %s", op, re.StatusCode, re.ErrorCode)
+			}
+		}
+		if time.Now().Add(pause).After(deadline) {
+			return goproxy.Busy(max(time.Second, pause), "Cosmos DB does not %s: %w", op, short(err))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// short is an error without the request and response that the SDK prints with it.
+func short(err error) error {
+	var re *azcore.ResponseError
+	if errors.As(err, &re) {
+		return fmt.Errorf("%d %s", re.StatusCode, re.ErrorCode)
+	}
+	return err
+}
+
+func retryAfter(resp *http.Response) time.Duration {
+	if resp == nil {
+		return 0
+	}
+	ms, err := strconv.ParseInt(resp.Header.Get("x-ms-retry-after-ms"), 10, 64)
+	if err != nil || ms < 0 {
+		return 0
+	}
+	return time.Duration(min(ms, 60_000)) * time.Millisecond
+}
+
+func (a *account) count(op, status string, charge float32) {
+	a.units.WithLabelValues(op).Add(float64(charge))
+	a.answers.WithLabelValues(op, status).Inc()
+}
+
+// get reads an item into v; errAbsent.
+func (a *account) get(ctx context.Context, c *azcosmos.ContainerClient, op, pk, id string, v any) (azcore.ETag, error) {
+	var got azcosmos.ItemResponse
+	err := a.try(ctx, op, func(ctx context.Context) (azcosmos.Response, error) {
+		var err error
+		got, err = c.ReadItem(ctx, azcosmos.NewPartitionKeyString(pk), id, nil)
+		return got.Response, err
+	})
+	if err != nil {
+		return "", err
+	}
+	return got.ETag, json.Unmarshal(got.Value, v)
+}
+
+// create writes an item that is not there; errExists.
+func (a *account) create(ctx context.Context, c *azcosmos.ContainerClient, op, pk, id string, v any, s stamp) (azcore.ETag, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return "", err
+	}
+	var etag azcore.ETag
+	err = a.try(ctx, op, func(ctx context.Context) (azcosmos.Response, error) {
+		r, err := c.CreateItem(ctx, azcosmos.NewPartitionKeyString(pk), b, nil)
+		etag = r.ETag
+		return r.Response, err
+	})
+	if err == errExists {
+		return a.mine(ctx, c, op, pk, id, s, err)
+	}
+	return etag, err
+}
+
+// replace writes an item if it still has the ETag; errMoved, errAbsent.
+func (a *account) replace(ctx context.Context, c *azcosmos.ContainerClient, op, pk, id string, v any, s stamp, old azcore.ETag) (azcore.ETag, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return "", err
+	}
+	var etag azcore.ETag
+	err = a.try(ctx, op, func(ctx context.Context) (azcosmos.Response, error) {
+		r, err := c.ReplaceItem(ctx, azcosmos.NewPartitionKeyString(pk), id, b, &azcosmos.ItemOptions{IfMatchEtag: &old})
+		etag = r.ETag
+		return r.Response, err
+	})
+	if err == errMoved {
+		return a.mine(ctx, c, op, pk, id, s, err)
+	}
+	return etag, err
+}
+
+// mine turns a conflict with a write of one's own, whose answer was lost, into
+// the success that it was.
+func (a *account) mine(ctx context.Context, c *azcosmos.ContainerClient, op, pk, id string, s stamp, conflict error) (azcore.ETag, error) {
+	var there stamp
+	etag, err := a.get(ctx, c, op, pk, id, &there)
+	switch {
+	case err == errAbsent:
+		return "", conflict
+	case err != nil:
+		return "", err
+	case there == s && s.W != "":
+		return etag, nil
+	}
+	return "", conflict
+}
+
+// upsert writes an item whatever was there.
+func (a *account) upsert(ctx context.Context, c *azcosmos.ContainerClient, op, pk string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return a.try(ctx, op, func(ctx context.Context) (azcosmos.Response, error) {
+		r, err := c.UpsertItem(ctx, azcosmos.NewPartitionKeyString(pk), b, nil)
+		return r.Response, err
+	})
+}
+
+// remove deletes an item, if it has the ETag when one is given: errMoved. One
+// that is not there is a success: it may have been this call that removed it.
+func (a *account) remove(ctx context.Context, c *azcosmos.ContainerClient, op, pk, id string, old azcore.ETag) error {
+	o := &azcosmos.ItemOptions{}
+	if old != "" {
+		o.IfMatchEtag = &old
+	}
+	err := a.try(ctx, op, func(ctx context.Context) (azcosmos.Response, error) {
+		r, err := c.DeleteItem(ctx, azcosmos.NewPartitionKeyString(pk), id, o)
+		return r.Response, err
+	})
+	if err == errAbsent {
+		return nil
+	}
+	return err
+}
+
+// query calls f for each result of a query, until it returns false. pk is the one
+// partition that is asked; "" asks all, which the service does only for plain
+// filters and projections.
+func (a *account) query(ctx context.Context, c *azcosmos.ContainerClient, op, pk, text string, page int, params map[string]any, f func(json.RawMessage) (bool, error)) error {
+	key := azcosmos.NewPartitionKey()
+	o := &azcosmos.QueryOptions{PageSizeHint: int32(page)}
+	if pk != "" {
+		key = azcosmos.NewPartitionKeyString(pk)
+		o.QueryParameters = append(o.QueryParameters, azcosmos.QueryParameter{Name: "@pk", Value: pk})
+	}
+	for name, value := range params {
+		o.QueryParameters = append(o.QueryParameters, azcosmos.QueryParameter{Name: name, Value: value})
+	}
+	for {
+		var got azcosmos.QueryItemsResponse
+		err := a.try(ctx, op, func(ctx context.Context) (azcosmos.Response, error) {
+			var err error
+			// A pager fetches one page: one that failed can't be asked again.
+			got, err = c.NewQueryItemsPager(text, key, o).NextPage(ctx)
+			return got.Response, err
+		})
+		if err == errAbsent {
+			err = fs.ErrNotExist // of the container
+		}
+		if err != nil {
+			return err
+		}
+		for _, item := range got.Items {
+			if more, err := f(item); err != nil || !more {
+				return err
+			}
+		}
+		if got.ContinuationToken == nil || *got.ContinuationToken == "" {
+			return nil
+		}
+		o.ContinuationToken = got.ContinuationToken
+	}
+}

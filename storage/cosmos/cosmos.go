@@ -1,0 +1,229 @@
+// Package cosmos keeps modules and the ledger in Azure Cosmos DB (NoSQL API), for
+// any number of processes at once. Zips go to chunk items there, or where
+// Options.Zips says.
+//
+// Two containers, both partitioned by /pk. An item is written on a condition (it
+// is not there, or has the ETag that was read); there are no locks.
+//
+// Container modules:
+//
+//	pk                 id            what
+//	m/<path>           <version>     one version: .info, go.mod, and which zip: all that is visible of it
+//	z/<zip's name>     000000…       a chunk of a zip, 384 KB in base64
+//	c/<13 bytes>       path version  the catalog: complete versions, by the first bytes of the path
+//	c                  <13 bytes>    which of those partitions there are
+//	f/<feed>/<page>    path version  a page of a feed: index (i), deletions (d); and its head
+//	f/<feed>           pages         where the pages begin
+//
+// Container ledger:
+//
+//	k/<path>           hash          Known, which expires
+//	j/<hash>           hash          a job
+//	s/<name>           state         small state
+//	p/<hash>           hash          a Put that goes on, or did not end (see sweep.go)
+//
+// docs/adr/0007 says why, and what each operation costs.
+package cosmos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/athensctl/athensctl/storage"
+)
+
+// Names of the containers.
+const (
+	ModulesContainer = "modules"
+	LedgerContainer  = "ledger"
+)
+
+// Account says which database, and how to reach it. Of Key, Connection and
+// Identity one is needed.
+type Account struct {
+	Endpoint   string // https://<account>.documents.azure.com
+	Key        string // base64
+	Connection string // AccountEndpoint=…;AccountKey=…; in place of Endpoint and Key
+	Identity   azcore.TokenCredential
+	Database   string
+	Regions    []string // to read from, the nearest first; none: the account's order
+
+	// HTTP makes the requests; nil: a client of its own.
+	HTTP *http.Client
+}
+
+func newHTTP() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext, ForceAttemptHTTP2: true,
+		MaxIdleConnsPerHost: 256, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 5 * time.Second,
+	}}
+}
+
+// client connects to nothing yet.
+func (a Account) client() (*azcosmos.Client, error) {
+	if a.HTTP == nil {
+		a.HTTP = newHTTP()
+	}
+	o := &azcosmos.ClientOptions{
+		ClientOptions: policy.ClientOptions{
+			Transport: a.HTTP,
+			// account.try retries, and knows more about what may be.
+			Retry:     policy.RetryOptions{MaxRetries: -1},
+			Telemetry: policy.TelemetryOptions{ApplicationID: "athensctl"},
+			// Tests speak http to loopback; the service itself has https alone.
+			InsecureAllowCredentialWithHTTP: strings.HasPrefix(a.Endpoint, "http://"),
+		},
+		PreferredRegions: a.Regions,
+	}
+	if a.Connection != "" {
+		c, err := azcosmos.NewClientFromConnectionString(a.Connection, o)
+		if err != nil {
+			return nil, fmt.Errorf("cosmos-connection-string: %w", err)
+		}
+		return c, nil
+	}
+	if u, err := url.Parse(a.Endpoint); err != nil || u.Host == "" {
+		return nil, fmt.Errorf("cosmos-endpoint: %q is not a URL such as https://NAME.documents.azure.com", a.Endpoint)
+	}
+	if a.Key == "" {
+		if a.Identity == nil {
+			return nil, errors.New("cosmos: a key, a connection string or an identity is needed")
+		}
+		return azcosmos.NewClient(a.Endpoint, a.Identity, o)
+	}
+	cred, err := azcosmos.NewKeyCredential(a.Key)
+	if err != nil {
+		return nil, errors.New("cosmos-key: not base64, as the keys of an account are")
+	}
+	return azcosmos.NewClientWithKey(a.Endpoint, cred, o)
+}
+
+// Zips keeps the bytes of zips under names that say what is in them: one name
+// never has other bytes. It is safe for concurrent use.
+type Zips interface {
+	// Put keeps size bytes; those that are kept already are a success.
+	Put(ctx context.Context, name string, r io.ReadSeeker, size int64) error
+	// Get returns a reader at the start, which reads no more than it is asked
+	// for, and fails where the bytes are not kept.
+	Get(ctx context.Context, name string, size int64) (io.ReadSeekCloser, error)
+	// Delete removes them; that they are not there is a success.
+	Delete(ctx context.Context, name string, size int64) error
+}
+
+// Options of Open. The zero value is good.
+type Options struct {
+	Zips     Zips             // nil: chunks in Cosmos DB
+	TempDir  string           // takes zips that can't be read twice; "": the system's
+	QueueMax int              // bounds the jobs in the queue, roughly: replicas count by themselves; 0: no bound
+	Patience time.Duration    // how long one operation is tried; 0: 20 s
+	PageSize int              // entries in a page of a feed; 0: 100,000
+	Now      func() time.Time // nil: time.Now
+	Metrics  prometheus.Registerer
+	Log      *slog.Logger // nil: slog.Default
+}
+
+// Store is the Cosmos DB backend: a storage.Store and a storage.Ledger.
+type Store struct {
+	*account
+	o       Options
+	now     func() time.Time
+	zips    Zips
+	index   *feed
+	deleted *feed
+	shards  sync.Map // partitions of the catalog that are known to be registered
+	queue   queue
+}
+
+var (
+	_ storage.Store  = (*Store)(nil)
+	_ storage.Ledger = (*Store)(nil)
+)
+
+// Open returns the store in a database that is there already; see Init. It makes
+// one request, to say at once that the account can't be reached or read.
+func Open(ctx context.Context, a Account, o Options) (*Store, error) {
+	if a.HTTP == nil {
+		a.HTTP = newHTTP()
+	}
+	client, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Patience == 0 {
+		o.Patience = 20 * time.Second
+	}
+	if o.PageSize == 0 {
+		o.PageSize = 100_000
+	}
+	acc := &account{
+		client: client, http: a.HTTP, patience: o.Patience,
+		units: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "athensctl_cosmos_request_units_total", Help: "Request units that Cosmos DB charged, by operation.",
+		}, []string{"operation"}),
+		answers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "athensctl_cosmos_requests_total", Help: "Requests to Cosmos DB, by operation and status (none: no answer).",
+		}, []string{"operation", "status"}),
+	}
+	if acc.modules, err = client.NewContainer(a.Database, ModulesContainer); err != nil {
+		return nil, fmt.Errorf("cosmos-database: %w", err)
+	}
+	if acc.ledger, err = client.NewContainer(a.Database, LedgerContainer); err != nil {
+		return nil, err
+	}
+	s := &Store{account: acc, o: o, now: o.Now, zips: o.Zips}
+	if s.zips == nil {
+		s.zips = chunks{acc}
+	}
+	s.index, s.deleted = newFeed(s, "i", 0), newFeed(s, "d", 2*storage.TombstoneTTL)
+	s.queue.jobs = map[string]*jobItem{}
+	s.queue.waiting = map[storage.Key]*waiters{}
+	if o.Metrics != nil {
+		o.Metrics.MustRegister(acc.units, acc.answers)
+	}
+	if _, err := s.Load(ctx, "ready"); err != nil {
+		return nil, fmt.Errorf("open Cosmos DB %s, database %s: %w", client.Endpoint(), a.Database, err)
+	}
+	return s, nil
+}
+
+// Close drops idle connections. Nothing is left to be written.
+func (s *Store) Close() error {
+	s.http.CloseIdleConnections()
+	return nil
+}
+
+// micros is a time as items have it: microseconds since 1970, which a JSON number
+// holds exactly.
+func micros(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return max(0, t.UnixMicro())
+}
+
+func fromMicros(us int64) time.Time {
+	if us == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(us).UTC()
+}

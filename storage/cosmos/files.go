@@ -1,0 +1,395 @@
+package cosmos
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+)
+
+// version is the item of one version. All that is kept of it becomes visible with
+// one write of this item.
+type version struct {
+	ID       string `json:"id"` // the version
+	PK       string `json:"pk"`
+	Info     *text  `json:"info,omitempty"`
+	Mod      *text  `json:"mod,omitempty"`
+	Zip      *zipAt `json:"zip,omitempty"`
+	Complete int64  `json:"complete,omitempty"` // when it became so, µs
+	Page     int    `json:"page,omitempty"`     // of the index: the only one that may have its entry
+	stamp
+}
+
+// text is a small file: as it is, or compressed where it is not small.
+type text struct {
+	Plain string `json:"t,omitempty"`
+	Gzip  []byte `json:"z,omitempty"`
+	Kept  int64  `json:"kept"` // µs
+}
+
+// zipAt is where a zip is.
+type zipAt struct {
+	Name string `json:"name"`
+	Size int64  `json:"size"`
+	H1   string `json:"h1,omitempty"`
+	Kept int64  `json:"kept"` // µs
+}
+
+// Above this a file is compressed; above maxItemText it does not fit an item of
+// 2 MB, which no go.mod file that is not made to does.
+const (
+	plainText   = 32 << 10
+	maxItemText = 1 << 20
+)
+
+func newText(b []byte, now time.Time) (*text, error) {
+	t := &text{Kept: micros(now)}
+	if len(b) <= plainText && string(bytes.ToValidUTF8(b, nil)) == string(b) {
+		t.Plain = string(b)
+		return t, nil
+	}
+	var z bytes.Buffer
+	w := gzip.NewWriter(&z)
+	w.Write(b)
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	if z.Len() > maxItemText {
+		return nil, goproxy.Errorf(http.StatusRequestEntityTooLarge, "%d bytes, %d compressed: Cosmos DB keeps files of up to %d compressed", len(b), z.Len(), maxItemText)
+	}
+	t.Gzip = z.Bytes()
+	return t, nil
+}
+
+func (t *text) bytes() ([]byte, error) {
+	if t.Gzip == nil {
+		return []byte(t.Plain), nil
+	}
+	r, err := gzip.NewReader(bytes.NewReader(t.Gzip))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(r)
+}
+
+// merge puts content into the slot *t, or compares it with what is there.
+func merge(t **text, content []byte, now time.Time) (changed bool, err error) {
+	if content == nil {
+		return false, nil
+	}
+	if *t != nil {
+		have, err := (*t).bytes()
+		if err == nil && !bytes.Equal(have, content) {
+			err = storage.ErrConflict
+		}
+		return false, err
+	}
+	*t, err = newText(content, now)
+	return true, err
+}
+
+func modulePK(path string) string { return "m/" + path }
+
+// maxName bounds path and version: ids are at most 1,023 bytes.
+const maxName = 900
+
+func checkName(m module.Version) error {
+	if len(m.Path)+len(m.Version) > maxName {
+		return goproxy.Errorf(http.StatusBadRequest, "bad request: %.60s…: path and version are longer than %d bytes", m, maxName)
+	}
+	return nil
+}
+
+// version reads the item of m; errAbsent.
+func (s *Store) version(ctx context.Context, op string, m module.Version) (*version, azcore.ETag, error) {
+	if err := checkName(m); err != nil {
+		return nil, "", err
+	}
+	v := new(version)
+	etag, err := s.get(ctx, s.modules, op, modulePK(m.Path), m.Version, v)
+	if err != nil {
+		return nil, "", err
+	}
+	return v, etag, nil
+}
+
+// Resolve implements storage.Store.
+func (s *Store) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
+	if query == goproxy.Latest {
+		list, err := s.List(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		if query = list.LatestVersion(); query == "" {
+			return nil, goproxy.NotFound("%s@latest: no version is kept", path)
+		}
+	} else if !goproxy.IsCanonical(path, query) {
+		return nil, goproxy.NotFound("%s@%s: only canonical versions are kept", path, query)
+	}
+	m := module.Version{Path: path, Version: query}
+	v, _, err := s.version(ctx, "info", m)
+	if err == errAbsent || err == nil && v.Info == nil {
+		return nil, goproxy.NotFound("%s (info): not kept", m)
+	} else if err != nil {
+		return nil, err
+	}
+	raw, err := v.Info.bytes()
+	if err != nil {
+		return nil, err
+	}
+	info, err := goproxy.ParseInfo(path, query, raw)
+	if err != nil {
+		return nil, err
+	}
+	info.Kept = fromMicros(v.Info.Kept)
+	return info, nil
+}
+
+// Mod implements storage.Store.
+func (s *Store) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	v, _, err := s.version(ctx, "mod", m)
+	if err == errAbsent || err == nil && v.Mod == nil {
+		return nil, goproxy.NotFound("%s (mod): not kept", m)
+	} else if err != nil {
+		return nil, err
+	}
+	b, err := v.Mod.bytes()
+	if err != nil {
+		return nil, err
+	}
+	return goproxy.NewBlob(b, fromMicros(v.Mod.Kept)), nil
+}
+
+// Zip implements storage.Store.
+func (s *Store) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	v, _, err := s.version(ctx, "zip", m)
+	if err == errAbsent || err == nil && v.Zip == nil {
+		return nil, goproxy.NotFound("%s (zip): not kept", m)
+	} else if err != nil {
+		return nil, err
+	}
+	r, err := s.zips.Get(ctx, v.Zip.Name, v.Zip.Size)
+	if err != nil {
+		return nil, fmt.Errorf("%s (zip): %w", m, err)
+	}
+	return &goproxy.Blob{ReadCloser: r, SizeBytes: v.Zip.Size, ModTime: fromMicros(v.Zip.Kept)}, nil
+}
+
+// zipSource is a zip that can be read twice.
+type zipSource struct {
+	io.ReadSeeker
+	size  int64
+	sha   string // SHA-256, hexadecimal
+	close func()
+}
+
+// source reads all of r once, for its size and hash: into a temporary file, unless
+// it can be read again as it is.
+func (s *Store) source(ctx context.Context, r io.Reader) (*zipSource, error) {
+	z := &zipSource{close: func() {}}
+	hash := sha256.New()
+	w := io.Writer(hash)
+	if rs, ok := r.(io.ReadSeeker); ok {
+		z.ReadSeeker = rs
+	} else {
+		tmp, err := os.CreateTemp(s.o.TempDir, "put-")
+		if err != nil {
+			return nil, storage.FullDisk(err)
+		}
+		z.close = func() { tmp.Close(); os.Remove(tmp.Name()) }
+		z.ReadSeeker, w = tmp, io.MultiWriter(tmp, hash)
+	}
+	var err error
+	if z.size, err = io.Copy(w, contextReader{ctx, r}); err != nil {
+		z.close()
+		return nil, storage.FullDisk(err)
+	}
+	z.sha = hex.EncodeToString(hash.Sum(nil))
+	return z, nil
+}
+
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r contextReader) Read(b []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(b)
+}
+
+// zipName is where a zip of m with this hash is kept.
+func zipName(m module.Version, sha string) (string, error) {
+	p, err := module.EscapePath(m.Path)
+	if err != nil {
+		return "", err
+	}
+	v, err := module.EscapeVersion(m.Version)
+	return p + "/@v/" + v + "." + sha + ".zip", err
+}
+
+// Put implements storage.Store. The zip's bytes come first; the version's item,
+// which names them, makes all of the files visible in one write; the catalog and
+// the index follow. What a crash leaves undone is found by Sweep.
+func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) (err error) {
+	if err := checkName(m); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	var zip *zipSource
+	var name string
+	if f.Zip != nil {
+		if zip, err = s.source(ctx, f.Zip); err != nil {
+			return fmt.Errorf("put %s (zip): %w", m, err)
+		}
+		defer zip.close()
+		if name, err = zipName(m, zip.sha); err != nil {
+			return goproxy.Errorf(http.StatusBadRequest, "bad request: %w", err)
+		}
+	}
+	var intent *intent
+	uploaded := false
+	for {
+		v, etag, err := s.version(ctx, "put", m)
+		if err == errAbsent {
+			v, etag, err = &version{ID: m.Version, PK: modulePK(m.Path)}, "", nil
+		}
+		if err != nil {
+			return err
+		}
+		now := s.now()
+		newInfo, err := merge(&v.Info, f.Info, now)
+		if err != nil {
+			return fmt.Errorf("put %s (info): %w", m, err)
+		}
+		newMod, err := merge(&v.Mod, f.Mod, now)
+		if err != nil {
+			return fmt.Errorf("put %s (mod): %w", m, err)
+		}
+		newZip := zip != nil && v.Zip == nil
+		if zip != nil && v.Zip != nil && v.Zip.Name != name {
+			return fmt.Errorf("put %s (zip): %w", m, storage.ErrConflict)
+		}
+		if newZip {
+			v.Zip = &zipAt{Name: name, Size: zip.size, H1: f.ZipH1, Kept: micros(now)}
+		}
+		completes := v.Complete == 0 && v.Info != nil && v.Mod != nil && v.Zip != nil
+		if !newInfo && !newMod && !newZip {
+			if v.Complete != 0 {
+				return s.publish(ctx, m, v, etag) // the Put before may not have come that far
+			}
+			return nil
+		}
+		if (newZip || completes) && intent == nil {
+			if intent, err = s.intend(ctx, m, v.Zip); err != nil {
+				return err
+			}
+		}
+		if newZip && !uploaded {
+			if _, err := zip.Seek(0, io.SeekStart); err != nil {
+				return err
+			}
+			if err := s.zips.Put(ctx, name, zip, zip.size); err != nil {
+				return fmt.Errorf("put %s (zip): %w", m, err)
+			}
+			uploaded = true
+		}
+		if intent != nil && s.now().Sub(fromMicros(intent.Started)) > sweepAfter/2 {
+			return goproxy.Busy(time.Second, "put %s: it took longer than %s", m, sweepAfter/2)
+		}
+		if completes {
+			v.Complete = micros(now)
+			if v.Page, err = s.index.page(ctx); err != nil {
+				return err
+			}
+		}
+		v.stamp = newStamp()
+		if etag == "" {
+			etag, err = s.create(ctx, s.modules, "put", v.PK, v.ID, v, v.stamp)
+		} else {
+			etag, err = s.replace(ctx, s.modules, "put", v.PK, v.ID, v, v.stamp, etag)
+		}
+		if err == errExists || err == errMoved || err == errAbsent {
+			continue // another Put was faster: compare with what it kept
+		} else if err != nil {
+			return err
+		}
+		if completes {
+			if err := s.publish(ctx, m, v, etag); err != nil {
+				return err
+			}
+		}
+		if intent != nil {
+			s.done(intent)
+		}
+		return nil
+	}
+}
+
+// Delete implements storage.Store. The bytes of the zip stay until Sweep removes
+// them, when no Put can be writing the same.
+func (s *Store) Delete(ctx context.Context, m module.Version) error {
+	for {
+		v, etag, err := s.version(ctx, "delete", m)
+		if err == errAbsent {
+			return goproxy.NotFound("%s: not kept", m)
+		} else if err != nil {
+			return err
+		}
+		// From here on Sweep repairs what is left half done: a version that is
+		// still there goes back to the catalog, a zip that none has is removed.
+		if _, err := s.intend(ctx, m, v.Zip); err != nil {
+			return err
+		}
+		if v.Complete != 0 {
+			if err := s.withdraw(ctx, m, v); err != nil {
+				return err
+			}
+		}
+		if _, err := s.deleted.append(ctx, entry{Path: m.Path, Version: m.Version, ID: newStamp().W}, 0); err != nil {
+			return err
+		}
+		switch err := s.remove(ctx, s.modules, "delete", v.PK, v.ID, etag); err {
+		case errMoved:
+			continue
+		default:
+			return err
+		}
+	}
+}
+
+// List implements goproxy.Source: the complete versions of a module.
+func (s *Store) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
+	var versions []string
+	err := s.query(ctx, s.modules, "list", modulePK(path), "SELECT VALUE c.id FROM c WHERE c.pk = @pk AND c.complete > 0", 1000, nil, decode(func(v *string) bool {
+		versions = append(versions, *v)
+		return true
+	}))
+	if err != nil {
+		return nil, err
+	}
+	return goproxy.NewVersionList(path, versions, time.Time{}), nil
+}
+
+// hashID is an id for any string: ids may not have / \ ? #, and are short.
+func hashID(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return base64.RawURLEncoding.EncodeToString(sum[:18])
+}

@@ -1,0 +1,515 @@
+package cosmos
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+
+	"github.com/athensctl/athensctl/storage"
+)
+
+// jobItem is a job. One that ended stays for a minute, so that who waits at another
+// replica sees how, and who ended it sees that it was not another.
+type jobItem struct {
+	ID  string      `json:"id"`
+	PK  string      `json:"pk"`
+	Job storage.Job `json:"job"`
+	// When it may be claimed, µs: Due0 with priority Demand, Due1 with Ahead.
+	// Neither: it has ended.
+	Due0   int64          `json:"due0,omitempty"`
+	Due1   int64          `json:"due1,omitempty"`
+	Ends   int            `json:"ends"` // attempts that ended
+	Result *storage.Cause `json:"result,omitempty"`
+	TTL    int            `json:"ttl,omitempty"` // seconds
+	stamp
+
+	etag azcore.ETag
+}
+
+const endedTTL = 60
+
+func jobAt(k storage.Key) (pk, id string) {
+	id = hashID(k.String())
+	return "j/" + id[:2], id
+}
+
+func (j *jobItem) ended() bool { return j.Due0 == 0 && j.Due1 == 0 }
+
+// setDue orders jobs by when they may be claimed: a claimed one when its lease
+// ends, another at NotBefore but not before it was made.
+func (j *jobItem) setDue() {
+	due := j.Job.NotBefore
+	if j.Job.Worker != "" {
+		due = j.Job.LeaseEnds
+	} else if due.Before(j.Job.Created) {
+		due = j.Job.Created
+	}
+	j.Due0, j.Due1 = 0, 0
+	if j.Job.Priority == storage.Demand {
+		j.Due0 = micros(due)
+	} else {
+		j.Due1 = micros(due)
+	}
+}
+
+func (j *jobItem) end(cause error) {
+	j.Ends++
+	j.Result = storage.CauseOf(cause)
+}
+
+// queue is what this replica knows of the queue: the jobs that it has seen, which
+// it offers to crawlers without asking the database, and who waits here. That a
+// job is still as it was seen is for the database to say, by its ETag.
+type queue struct {
+	mu      sync.Mutex
+	jobs    map[string]*jobItem // by id; not ended
+	polled  time.Time
+	polling bool
+	count   int // jobs in the queue, at counted; then as this replica changed it
+	counted time.Time
+	waiting map[storage.Key]*waiters
+}
+
+const (
+	// pollEvery is how often a replica looks for jobs that others have put in.
+	pollEvery = time.Second
+	// seenMax bounds what a replica has seen; there may be more.
+	seenMax = 5000
+	// countEvery is how old the number of jobs may be.
+	countEvery = 15 * time.Second
+)
+
+func (q *queue) see(j *jobItem) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if j.ended() {
+		delete(q.jobs, j.ID)
+	} else if _, known := q.jobs[j.ID]; known || len(q.jobs) < seenMax {
+		q.jobs[j.ID] = j
+	}
+}
+
+func (q *queue) forget(id string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.jobs, id)
+}
+
+func (q *queue) add(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.count = max(0, q.count+n)
+}
+
+func (s *Store) job(ctx context.Context, op string, k storage.Key) (*jobItem, error) {
+	pk, id := jobAt(k)
+	j := new(jobItem)
+	etag, err := s.get(ctx, s.ledger, op, pk, id, j)
+	j.etag = etag
+	return j, err
+}
+
+// put writes a job that was read, or one that is new when it has no ETag, and sees it.
+func (s *Store) put(ctx context.Context, op string, j *jobItem) (err error) {
+	j.stamp = newStamp()
+	old := j.etag
+	if old == "" {
+		j.etag, err = s.create(ctx, s.ledger, op, j.PK, j.ID, j, j.stamp)
+	} else {
+		j.etag, err = s.replace(ctx, s.ledger, op, j.PK, j.ID, j, j.stamp, old)
+	}
+	if err != nil {
+		s.queue.forget(j.ID)
+		return err
+	}
+	s.queue.see(j)
+	return nil
+}
+
+func changed(err error) bool { return err == errExists || err == errMoved || err == errAbsent }
+
+// Enqueue implements storage.Ledger.
+func (s *Store) Enqueue(ctx context.Context, j storage.Job) (added bool, err error) {
+	job, err := s.add(ctx, "enqueue", j, nil)
+	return job != nil, err
+}
+
+// Start implements storage.Ledger.
+func (s *Store) Start(ctx context.Context, j storage.Job, worker string, lease time.Duration) (*storage.Job, error) {
+	job, err := s.add(ctx, "start", j, func(j *storage.Job) { s.claim(j, worker, lease) })
+	if job == nil || err != nil {
+		return nil, err
+	}
+	return &job.Job, nil
+}
+
+func (s *Store) claim(j *storage.Job, worker string, lease time.Duration) {
+	j.Worker, j.LeaseEnds = worker, s.now().Add(lease).UTC()
+	j.Attempts++
+	j.Fence++
+}
+
+func (s *Store) add(ctx context.Context, op string, j storage.Job, with func(*storage.Job)) (*jobItem, error) {
+	if err := s.room(ctx); err != nil {
+		return nil, err
+	}
+	pk, id := jobAt(j.Key)
+	item := &jobItem{ID: id, PK: pk}
+	for {
+		item.Job = storage.Job{Key: j.Key, Priority: j.Priority, NotBefore: j.NotBefore, Created: s.now().UTC(), Fence: item.Job.Fence}
+		item.Result, item.TTL = nil, 0
+		if with != nil {
+			with(&item.Job)
+		}
+		item.setDue()
+		err := s.put(ctx, op, item)
+		if err == nil {
+			s.queue.add(1)
+			return item, nil
+		} else if !changed(err) {
+			return nil, err
+		}
+		old, err := s.job(ctx, op, j.Key)
+		if err == errAbsent {
+			item = &jobItem{ID: id, PK: pk}
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		if old.ended() {
+			item = old
+			continue
+		}
+		merged := *old
+		merged.Job.Priority = min(old.Job.Priority, j.Priority)
+		if old.Job.Worker == "" && j.NotBefore.Before(old.Job.NotBefore) {
+			merged.Job.NotBefore = j.NotBefore
+		}
+		if merged.Job == old.Job {
+			s.queue.see(old)
+			return nil, nil
+		}
+		merged.setDue()
+		if err = s.put(ctx, op, &merged); err == nil || !changed(err) {
+			return nil, err
+		}
+	}
+}
+
+// room is ErrQueueFull when there are too many jobs, as far as this replica knows.
+func (s *Store) room(ctx context.Context) error {
+	if s.o.QueueMax <= 0 {
+		return nil
+	}
+	s.queue.mu.Lock()
+	full, old := s.queue.count >= s.o.QueueMax, time.Since(s.queue.counted) > countEvery
+	s.queue.mu.Unlock()
+	if full && old {
+		if _, err := s.Queue(ctx); err != nil {
+			return err
+		}
+		s.queue.mu.Lock()
+		full = s.queue.count >= s.o.QueueMax
+		s.queue.mu.Unlock()
+	}
+	if full {
+		return storage.ErrQueueFull
+	}
+	return nil
+}
+
+// Claim implements storage.Ledger.
+func (s *Store) Claim(ctx context.Context, worker string, lease time.Duration) (*storage.Job, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := s.poll(ctx); err != nil {
+		return nil, err
+	}
+	for {
+		j := s.queue.take(micros(s.now()))
+		if j == nil {
+			return nil, nil
+		}
+		s.claim(&j.Job, worker, lease)
+		j.setDue()
+		err := s.put(ctx, "claim", j)
+		if err == nil {
+			job := j.Job
+			return &job, nil
+		} else if !changed(err) {
+			return nil, err
+		}
+		// Another replica has it, or has ended it.
+	}
+}
+
+// take takes the job that should be done next out of what was seen.
+func (q *queue) take(now int64) *jobItem {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var best *jobItem
+	for _, j := range q.jobs {
+		if due := max(j.Due0, j.Due1); due > now {
+			continue
+		}
+		if best == nil || before(j, best) {
+			best = j
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	delete(q.jobs, best.ID)
+	taken := *best
+	return &taken
+}
+
+func before(a, b *jobItem) bool {
+	if (a.Due0 > 0) != (b.Due0 > 0) {
+		return a.Due0 > 0
+	}
+	return max(a.Due0, a.Due1) < max(b.Due0, b.Due1)
+}
+
+// poll looks for jobs that are due and that other replicas have put in, once in a
+// while, whoever asks.
+func (s *Store) poll(ctx context.Context) error {
+	q := &s.queue
+	q.mu.Lock()
+	if q.polling || time.Since(q.polled) < pollEvery {
+		q.mu.Unlock()
+		return nil
+	}
+	q.polling = true
+	q.mu.Unlock()
+	defer func() {
+		q.mu.Lock()
+		q.polling, q.polled = false, time.Now()
+		q.mu.Unlock()
+	}()
+	for _, text := range []string{"SELECT * FROM c WHERE c.due0 > 0 AND c.due0 <= @now", "SELECT * FROM c WHERE c.due1 > 0 AND c.due1 <= @now"} {
+		n := 0
+		err := s.query(ctx, s.ledger, "poll", "", text, 100, map[string]any{"@now": micros(s.now())}, decode(func(j *taggedJob) bool {
+			j.jobItem.etag = azcore.ETag(j.ETag)
+			q.see(&j.jobItem)
+			n++
+			return n < 100
+		}))
+		if err != nil {
+			return err
+		}
+		if n >= 100 {
+			return nil
+		}
+	}
+	return nil
+}
+
+// taggedJob is a job as a query returns it.
+type taggedJob struct {
+	jobItem
+	ETag string `json:"_etag"`
+}
+
+// change changes a job that is held by j's worker.
+func (s *Store) change(ctx context.Context, op string, j *storage.Job, f func(*jobItem)) (*jobItem, error) {
+	_, id := jobAt(j.Key)
+	s.queue.mu.Lock()
+	seen := s.queue.jobs[id]
+	s.queue.mu.Unlock()
+	for try := 0; ; try++ {
+		var item *jobItem
+		if try == 0 && seen != nil && holds(seen, j) {
+			copied := *seen
+			item = &copied
+		} else {
+			var err error
+			if item, err = s.job(ctx, op, j.Key); err == errAbsent {
+				return nil, storage.ErrLeaseLost
+			} else if err != nil {
+				return nil, err
+			}
+		}
+		if !holds(item, j) {
+			return nil, storage.ErrLeaseLost
+		}
+		f(item)
+		err := s.put(ctx, op, item)
+		if err == nil {
+			return item, nil
+		} else if !changed(err) {
+			return nil, err
+		}
+	}
+}
+
+func holds(item *jobItem, j *storage.Job) bool {
+	return !item.ended() && item.Job.Fence == j.Fence && item.Job.Worker == j.Worker && j.Worker != ""
+}
+
+// Extend implements storage.Ledger.
+func (s *Store) Extend(ctx context.Context, j *storage.Job, lease time.Duration) error {
+	_, err := s.change(ctx, "extend", j, func(item *jobItem) {
+		item.Job.LeaseEnds = s.now().Add(lease).UTC()
+		item.setDue()
+	})
+	return err
+}
+
+// Done implements storage.Ledger.
+func (s *Store) Done(ctx context.Context, j *storage.Job, cause error) error {
+	item, err := s.change(ctx, "done", j, func(item *jobItem) {
+		item.end(cause)
+		item.Due0, item.Due1 = 0, 0
+		item.Job.Worker = ""
+		item.TTL = endedTTL
+	})
+	if err != nil {
+		return err
+	}
+	s.queue.add(-1)
+	s.queue.wake(j.Key, item.Result.Err())
+	return nil
+}
+
+// Retry implements storage.Ledger.
+func (s *Store) Retry(ctx context.Context, j *storage.Job, delay time.Duration, cause error) error {
+	item, err := s.change(ctx, "retry", j, func(item *jobItem) {
+		item.end(cause)
+		item.Job.Worker, item.Job.LeaseEnds = "", time.Time{}
+		item.Job.NotBefore = s.now().Add(delay).UTC()
+		if cause != nil {
+			item.Job.LastErr = cause.Error()
+		}
+		item.setDue()
+	})
+	if err != nil {
+		return err
+	}
+	s.queue.wake(j.Key, item.Result.Err())
+	return nil
+}
+
+// waiters wait for one job. One of them looks at the database, for all.
+type waiters struct {
+	ends    chan struct{} // closed when the attempt has ended
+	err     error
+	looking bool
+	n       int
+}
+
+// Wait implements storage.Ledger.
+func (s *Store) Wait(ctx context.Context, k storage.Key) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	q := &s.queue
+	q.mu.Lock()
+	w := q.waiting[k]
+	if w == nil {
+		w = &waiters{ends: make(chan struct{})}
+		q.waiting[k] = w
+	}
+	w.n++
+	q.mu.Unlock()
+	defer func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if w.n--; w.n == 0 && q.waiting[k] == w {
+			delete(q.waiting, k)
+		}
+	}()
+	for {
+		q.mu.Lock()
+		look := !w.looking
+		w.looking = true
+		q.mu.Unlock()
+		if look {
+			err := s.watch(ctx, k, w)
+			q.mu.Lock()
+			w.looking = false // somebody else does, if this one's time was over
+			q.mu.Unlock()
+			select {
+			case <-w.ends:
+				return w.err
+			default:
+			}
+			return err
+		}
+		select {
+		case <-w.ends:
+			return w.err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(watchMost): // look whether somebody still looks
+		}
+	}
+}
+
+const (
+	watchFirst = 200 * time.Millisecond
+	watchMost  = 2 * time.Second
+)
+
+// watch looks at the job in the database until an attempt has ended, here or at
+// another replica, and tells all who wait.
+func (s *Store) watch(ctx context.Context, k storage.Key, w *waiters) error {
+	ends := -1
+	for pause := watchFirst; ; pause = min(pause*3/2, watchMost) {
+		j, err := s.job(ctx, "wait", k)
+		switch {
+		case err == errAbsent, err == nil && j.ended() && ends < 0:
+			s.queue.wake(k, nil)
+			return nil
+		case err != nil:
+			return err
+		case ends >= 0 && (j.Ends != ends || j.ended()):
+			s.queue.wake(k, j.Result.Err())
+			return nil
+		}
+		ends = j.Ends
+		select {
+		case <-w.ends:
+			return w.err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (q *queue) wake(k storage.Key, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if w := q.waiting[k]; w != nil {
+		w.err = err
+		close(w.ends)
+		delete(q.waiting, k)
+	}
+}
+
+// Queue implements storage.Ledger.
+func (s *Store) Queue(ctx context.Context) (storage.QueueStats, error) {
+	var stats storage.QueueStats
+	now := s.now()
+	for _, text := range []string{"SELECT c.job.Created, c.job.LeaseEnds, c.job.Worker FROM c WHERE c.due0 > 0", "SELECT c.job.Created, c.job.LeaseEnds, c.job.Worker FROM c WHERE c.due1 > 0"} {
+		err := s.query(ctx, s.ledger, "count", "", text, 1000, nil, decode(func(j *storage.Job) bool {
+			stats.Jobs++
+			if j.Worker != "" && j.LeaseEnds.After(now) {
+				stats.Claimed++
+			}
+			stats.Oldest = max(stats.Oldest, now.Sub(j.Created))
+			return true
+		}))
+		if err != nil {
+			return stats, err
+		}
+	}
+	s.queue.mu.Lock()
+	s.queue.count, s.queue.counted = stats.Jobs, time.Now()
+	s.queue.mu.Unlock()
+	return stats, nil
+}

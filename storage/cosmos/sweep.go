@@ -1,0 +1,165 @@
+package cosmos
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+)
+
+// A Put writes down what it is about to do before it writes the bytes of a zip or
+// makes a version complete, and strikes it out when all is done. What is left is
+// of a Put that failed, or of a process that died, or of a Delete; Sweep finishes
+// it after a while. No chunk or blob is ever removed otherwise.
+type intent struct {
+	ID       string `json:"id"`
+	PK       string `json:"pk"`
+	Path     string `json:"path"`
+	Version  string `json:"v"`
+	Zip      *zipAt `json:"zip,omitempty"`
+	Started  int64  `json:"started"`            // µs
+	Sweeping bool   `json:"sweeping,omitempty"` // since Started
+	stamp
+	etag azcore.ETag
+}
+
+const (
+	// sweepAfter is longer than any Put.
+	sweepAfter = time.Hour
+	// A sweep that goes on for longer has died.
+	sweepTakes = 10 * time.Minute
+	// intentShards spreads the intents over partitions.
+	intentShards = 16
+)
+
+func intentPK(shard int) string { return fmt.Sprintf("p/%x", shard) }
+
+func newIntent(m module.Version, zip *zipAt) *intent {
+	name := m.String()
+	if zip != nil {
+		name = zip.Name
+	}
+	id := hashID(name)
+	return &intent{ID: id, PK: intentPK(int(id[0]) % intentShards), Path: m.Path, Version: m.Version, Zip: zip}
+}
+
+// intend writes the intent of a Put or a Delete, or takes over the one that is
+// left of another. Where the bytes that it is about are being removed: 503.
+func (s *Store) intend(ctx context.Context, m module.Version, zip *zipAt) (*intent, error) {
+	for {
+		i := newIntent(m, zip)
+		i.Started, i.stamp = micros(s.now()), newStamp()
+		etag, err := s.create(ctx, s.ledger, "intent", i.PK, i.ID, i, i.stamp)
+		if err == errExists {
+			var old intent
+			oldTag, e := s.get(ctx, s.ledger, "intent", i.PK, i.ID, &old)
+			if e == errAbsent {
+				continue
+			} else if e != nil {
+				return nil, e
+			}
+			if old.Sweeping && s.now().Sub(fromMicros(old.Started)) < sweepTakes {
+				return nil, goproxy.Busy(5*time.Second, "%s: what is left of it is being removed", m)
+			}
+			etag, err = s.replace(ctx, s.ledger, "intent", i.PK, i.ID, i, i.stamp, oldTag)
+			if err == errMoved || err == errAbsent {
+				continue
+			}
+		}
+		i.etag = etag
+		return i, err
+	}
+}
+
+// done strikes an intent out. That it fails costs no more than a look by Sweep.
+func (s *Store) done(i *intent) {
+	ctx, cancel := context.WithTimeout(context.Background(), attemptTimeout)
+	defer cancel()
+	if err := s.remove(ctx, s.ledger, "intent", i.PK, i.ID, i.etag); err != nil && err != errMoved {
+		s.o.Log.Debug("strike out a put", "module", i.Path, "version", i.Version, "err", err)
+	}
+}
+
+// Sweep finishes what Puts and Deletes have left undone for more than an hour: it
+// publishes versions that are complete, and removes the bytes of zips that no
+// version has. Any number of processes may sweep.
+func (s *Store) Sweep(ctx context.Context) error {
+	for shard := range intentShards {
+		var left []*intent
+		before := micros(s.now().Add(-sweepAfter))
+		err := s.query(ctx, s.ledger, "sweep", intentPK(shard), "SELECT * FROM c WHERE c.pk = @pk AND c.started < @before", 100, map[string]any{"@before": before}, decode(func(i *intent) bool {
+			left = append(left, i)
+			return len(left) < 1000
+		}))
+		if err != nil {
+			return err
+		}
+		for _, i := range left {
+			if err := s.sweep(ctx, i); err != nil {
+				return fmt.Errorf("sweep %s@%s: %w", i.Path, i.Version, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Store) sweep(ctx context.Context, i *intent) error {
+	// Taken before the version is looked at: a Put that begins now is refused.
+	etag, err := s.get(ctx, s.ledger, "sweep", i.PK, i.ID, i)
+	if err == errAbsent || err == nil && s.now().Sub(fromMicros(i.Started)) < sweepAfter {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	i.Sweeping, i.Started, i.stamp = true, micros(s.now()), newStamp()
+	etag, err = s.replace(ctx, s.ledger, "sweep", i.PK, i.ID, i, i.stamp, etag)
+	if err == errMoved || err == errAbsent {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	m := module.Version{Path: i.Path, Version: i.Version}
+	v, vtag, err := s.version(ctx, "sweep", m)
+	if err != nil && err != errAbsent {
+		return err
+	}
+	there := err == nil
+	if there && v.Complete != 0 {
+		if err := s.publish(ctx, m, v, vtag); err != nil {
+			return err
+		}
+	}
+	if i.Zip != nil && (!there || v.Zip == nil || v.Zip.Name != i.Zip.Name) {
+		if err := s.zips.Delete(ctx, i.Zip.Name, i.Zip.Size); err != nil {
+			return err
+		}
+		s.o.Log.Info("removed what a put or a deletion left", "zip", i.Zip.Name)
+	}
+	if err := s.remove(ctx, s.ledger, "sweep", i.PK, i.ID, etag); err != nil && err != errMoved {
+		return err
+	}
+	return nil
+}
+
+// Run does the work behind until ctx ends: the first sweep after some minutes, so
+// that replicas that start together do not sweep together.
+func (s *Store) Run(ctx context.Context) {
+	pause := time.Duration((1 + 9*rand.Float64()) * float64(time.Minute))
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		if err := s.Sweep(ctx); err != nil && ctx.Err() == nil && goproxy.Status(err) != http.StatusServiceUnavailable {
+			s.o.Log.Warn("sweep", "err", err)
+		}
+		pause = time.Duration((10 + 5*rand.Float64()) * float64(time.Minute))
+	}
+}
