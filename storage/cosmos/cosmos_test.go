@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,9 +18,32 @@ import (
 	"testing"
 	"time"
 
+	"github.com/athensctl/athensctl/internal/cosmosfake"
 	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/storagetest"
 )
+
+// fake starts the fake, for one test.
+func fake(t *testing.T) (*cosmosfake.Server, Account) {
+	f := &cosmosfake.Server{Key: emulatorKey, Serverless: true}
+	srv := httptest.NewServer(f)
+	t.Cleanup(srv.Close)
+	return f, Account{Endpoint: srv.URL, Key: emulatorKey}
+}
+
+func TestFake(t *testing.T) {
+	storagetest.Run(t, storagetest.Backend{Open: func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
+		a, ok := accounts.Load(dir)
+		if !ok {
+			_, a = fake(t)
+			accounts.Store(dir, a)
+		}
+		s := open(t, a.(Account), dir, Options{Now: now, PageSize: 10})
+		return s, s
+	}, InMemory: true}) // the fake holds all in this process
+}
+
+var accounts sync.Map // of the fake, by folder
 
 // vercel starts the independent peer, once for all tests, and returns its URL.
 var vercel = sync.OnceValues(func() (string, error) {
