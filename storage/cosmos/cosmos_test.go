@@ -3,15 +3,13 @@ package cosmos
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -19,16 +17,18 @@ import (
 	"time"
 
 	"github.com/athensctl/athensctl/internal/cosmosfake"
+	"github.com/athensctl/athensctl/internal/testazure"
 	"github.com/athensctl/athensctl/storage"
+	"github.com/athensctl/athensctl/storage/blob"
 	"github.com/athensctl/athensctl/storage/storagetest"
 )
 
 // fake starts the fake, for one test.
 func fake(t *testing.T) (*cosmosfake.Server, Account) {
-	f := &cosmosfake.Server{Key: emulatorKey, Serverless: true}
+	f := &cosmosfake.Server{Key: testazure.CosmosKey, Serverless: true}
 	srv := httptest.NewServer(f)
 	t.Cleanup(srv.Close)
-	return f, Account{Endpoint: srv.URL, Key: emulatorKey}
+	return f, Account{Endpoint: srv.URL, Key: testazure.CosmosKey}
 }
 
 func TestFake(t *testing.T) {
@@ -45,48 +45,7 @@ func TestFake(t *testing.T) {
 
 var accounts sync.Map // of the fake, by folder
 
-// vercel starts the independent peer, once for all tests, and returns its URL.
-var vercel = sync.OnceValues(func() (string, error) {
-	bin, err := filepath.Abs("../../test/azure/node_modules/.bin/cosmosdb-server")
-	if err != nil {
-		return "", err
-	}
-	if _, err := os.Stat(bin); err != nil {
-		return "", err
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	ln.Close()
-	cmd := exec.Command(bin, "--no-ssl", "--host", "127.0.0.1", "-p", port)
-	if err := cmd.Start(); err != nil {
-		return "", err
-	}
-	stop = append(stop, func() { cmd.Process.Kill(); cmd.Wait() })
-	url := "http://127.0.0.1:" + port
-	for range 200 {
-		if resp, err := http.Get(url); err == nil {
-			resp.Body.Close()
-			return url, nil
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return "", fmt.Errorf("%s does not answer", bin)
-})
-
-var stop []func()
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	for _, f := range stop {
-		f()
-	}
-	os.Exit(code)
-}
-
-const emulatorKey = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
+func TestMain(m *testing.M) { testazure.Main(m) }
 
 var databases sync.Map // by folder
 
@@ -106,11 +65,11 @@ func open(t *testing.T, a Account, dir string, o Options) *Store {
 	return s
 }
 
-// vercelDefects mends what the peer is known to do otherwise than the service: each
+// peerDefects mends what the peer is known to do otherwise than the service: each
 // is said here, and nowhere else.
-type vercelDefects struct{}
+type peerDefects struct{}
 
-func (vercelDefects) RoundTrip(r *http.Request) (*http.Response, error) {
+func (peerDefects) RoundTrip(r *http.Request) (*http.Response, error) {
 	batch := r.Header.Get("x-ms-cosmos-is-batch-request") != ""
 	if batch {
 		// It looks for the partition key in each operation of a batch, where
@@ -152,13 +111,32 @@ func (vercelDefects) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-func TestVercel(t *testing.T) {
-	url, err := vercel()
-	if err != nil {
-		t.Skip(err)
-	}
+func TestPeer(t *testing.T) {
+	url := testazure.Peer(t)
 	storagetest.Run(t, storagetest.Backend{Open: func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
-		s := open(t, Account{Endpoint: url, Key: emulatorKey, HTTP: &http.Client{Transport: vercelDefects{}}}, dir, Options{Now: now, PageSize: 10})
+		s := open(t, Account{Endpoint: url, Key: testazure.CosmosKey, HTTP: &http.Client{Transport: peerDefects{}}}, dir, Options{Now: now, PageSize: 10})
+		return s, s
+	}})
+}
+
+// With Blob Storage for zips: the fake, so that what is slow is Azurite alone.
+func TestBlob(t *testing.T) {
+	connection := testazure.Azurite(t)
+	storagetest.Run(t, storagetest.Backend{Open: func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
+		cosmos, ok := accounts.Load(dir)
+		if !ok {
+			_, cosmos = fake(t)
+			accounts.Store(dir, cosmos)
+		}
+		a := blob.Account{Connection: connection, Container: fmt.Sprintf("c%x", sha256.Sum256([]byte(dir)))[:40]}
+		if err := blob.Init(context.Background(), a, func(string) {}); err != nil {
+			t.Fatal(err)
+		}
+		zips, err := blob.Open(context.Background(), a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, cosmos.(Account), dir, Options{Now: now, PageSize: 10, Zips: zips})
 		return s, s
 	}})
 }

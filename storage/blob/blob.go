@@ -1,0 +1,241 @@
+// Package blob keeps zips in Azure Blob Storage: a blob for each, named by the
+// version and the hash of its content, written once.
+package blob
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+
+	"github.com/athensctl/athensctl/goproxy"
+)
+
+// Account says which container, and how to reach it: Endpoint and Identity, or
+// Connection.
+type Account struct {
+	Endpoint   string // https://<account>.blob.core.windows.net
+	Connection string // AccountName=…;AccountKey=…; in place of Endpoint and Identity
+	Identity   azcore.TokenCredential
+	Container  string
+	HTTP       *http.Client // nil: the SDK's
+}
+
+func (a Account) client() (*container.Client, error) {
+	o := &container.ClientOptions{ClientOptions: policy.ClientOptions{
+		Retry:     policy.RetryOptions{MaxRetries: 5, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: 4 * time.Second, TryTimeout: 5 * time.Minute},
+		Telemetry: policy.TelemetryOptions{ApplicationID: "athensctl"},
+	}}
+	if a.HTTP != nil {
+		o.Transport = a.HTTP
+	}
+	if a.Connection != "" {
+		c, err := container.NewClientFromConnectionString(a.Connection, a.Container, o)
+		if err != nil {
+			return nil, errors.New("blob-connection-string: not of the form AccountName=…;AccountKey=…;EndpointSuffix=… or BlobEndpoint=…")
+		}
+		return c, nil
+	}
+	u, err := url.Parse(a.Endpoint)
+	if err != nil || u.Host == "" {
+		return nil, fmt.Errorf("blob-endpoint: %q is not a URL such as https://NAME.blob.core.windows.net", a.Endpoint)
+	}
+	if a.Identity == nil {
+		return nil, errors.New("blob: a connection string or an identity is needed")
+	}
+	return container.NewClient(u.JoinPath(a.Container).String(), a.Identity, o)
+}
+
+// Store keeps blobs in one container. It is safe for concurrent use.
+type Store struct{ container *container.Client }
+
+// Open returns the store in a container that is there already; see Init. It makes
+// one request, to say at once that the container can't be reached or read.
+func Open(ctx context.Context, a Account) (*Store, error) {
+	c, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{c}
+	if err := s.Check(ctx); err != nil {
+		return nil, fmt.Errorf("open Blob Storage, container %s: %w", a.Container, err)
+	}
+	return s, nil
+}
+
+// Check reads the container: with a blob's rights, which is all that an identity has.
+func (s *Store) Check(ctx context.Context) error {
+	_, err := s.container.NewBlobClient("ready").GetProperties(ctx, nil)
+	if bloberror.HasCode(err, bloberror.BlobNotFound) {
+		return nil
+	}
+	// HEAD has no body: the status is all that some answers have.
+	var re *azcore.ResponseError
+	if errors.As(err, &re) && re.StatusCode == http.StatusNotFound && re.ErrorCode != string(bloberror.ContainerNotFound) {
+		return nil
+	}
+	return failure("read", err)
+}
+
+// Init makes the container where it is not there.
+func Init(ctx context.Context, a Account, report func(string)) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	switch _, err = c.Create(ctx, nil); {
+	case err == nil:
+		report("container " + a.Container + ": made")
+	case bloberror.HasCode(err, bloberror.ContainerAlreadyExists):
+		report("container " + a.Container + ": was there")
+		err = nil
+	default:
+		err = fmt.Errorf("container %s: %w", a.Container, failure("make it", err))
+	}
+	return err
+}
+
+// A zip below this is one request; a larger one is sent in blocks.
+const (
+	oneRequest = 8 << 20
+	blockBytes = 4 << 20
+)
+
+// Put keeps size bytes; those that are kept already, which the name says are the
+// same, are a success.
+func (s *Store) Put(ctx context.Context, name string, r io.ReadSeeker, size int64) (err error) {
+	b := s.container.NewBlockBlobClient(name)
+	absent := azcore.ETagAny
+	once := &blob.AccessConditions{ModifiedAccessConditions: &blob.ModifiedAccessConditions{IfNoneMatch: &absent}}
+	zip := "application/zip"
+	headers := &blob.HTTPHeaders{BlobContentType: &zip}
+	if size <= oneRequest {
+		_, err = b.Upload(ctx, streaming.NopCloser(r), &blockblob.UploadOptions{HTTPHeaders: headers, AccessConditions: once})
+	} else {
+		_, err = b.UploadStream(ctx, r, &blockblob.UploadStreamOptions{BlockSize: blockBytes, Concurrency: 2, HTTPHeaders: headers, AccessConditions: once})
+	}
+	if !bloberror.HasCode(err, bloberror.BlobAlreadyExists, bloberror.ConditionNotMet) {
+		return failure("write", err)
+	}
+	there, err := b.GetProperties(ctx, nil)
+	if err != nil {
+		return failure("write", err)
+	}
+	if there.ContentLength == nil || *there.ContentLength != size {
+		return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage has %s with another size", name)
+	}
+	return nil
+}
+
+// Get returns a reader of the blob; it fails where there is none. What is skipped
+// by Seek is not fetched.
+func (s *Store) Get(ctx context.Context, name string, size int64) (io.ReadSeekCloser, error) {
+	r := &reader{ctx: ctx, blob: s.container.NewBlobClient(name), size: size}
+	if size == 0 {
+		return r, nil
+	}
+	return r, r.open()
+}
+
+// Delete removes the blob; that it is not there is a success.
+func (s *Store) Delete(ctx context.Context, name string, _ int64) error {
+	_, err := s.container.NewBlobClient(name).Delete(ctx, nil)
+	if bloberror.HasCode(err, bloberror.BlobNotFound) {
+		return nil
+	}
+	return failure("delete", err)
+}
+
+// reader reads from pos on in one answer, which it drops when it is told to seek.
+type reader struct {
+	ctx  context.Context
+	blob *blob.Client
+	size int64
+	pos  int64
+	body io.ReadCloser // from pos on; nil: to be opened
+}
+
+func (r *reader) open() error {
+	resp, err := r.blob.DownloadStream(r.ctx, &blob.DownloadStreamOptions{Range: blob.HTTPRange{Offset: r.pos}})
+	if err != nil {
+		return failure("read", err)
+	}
+	if resp.ContentLength != nil && *resp.ContentLength != r.size-r.pos {
+		resp.Body.Close()
+		return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage has %d bytes in place of %d", *resp.ContentLength+r.pos, r.size)
+	}
+	// Goes on where an answer was cut.
+	r.body = resp.NewRetryReader(r.ctx, &blob.RetryReaderOptions{MaxRetries: 3})
+	return nil
+}
+
+func (r *reader) Read(b []byte) (int, error) {
+	if r.pos >= r.size {
+		return 0, io.EOF
+	}
+	if r.body == nil {
+		if err := r.open(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := r.body.Read(b)
+	r.pos += int64(n)
+	if err == io.EOF && r.pos < r.size {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+func (r *reader) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		offset += r.pos
+	case io.SeekEnd:
+		offset += r.size
+	}
+	if offset < 0 {
+		return 0, errors.New("seek before the start")
+	}
+	if offset != r.pos {
+		r.Close()
+	}
+	r.pos = offset
+	return offset, nil
+}
+
+func (r *reader) Close() (err error) {
+	if r.body != nil {
+		err = r.body.Close()
+		r.body = nil
+	}
+	return err
+}
+
+// failure says what the service refused, without the request and response that
+// the SDK prints.
+func failure(what string, err error) error {
+	var re *azcore.ResponseError
+	switch {
+	case err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+		return err
+	case !errors.As(err, &re):
+		return goproxy.Busy(time.Second, "Blob Storage does not %s: %w", what, err)
+	case re.StatusCode == http.StatusForbidden || re.StatusCode == http.StatusUnauthorized:
+		return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage refused to %s: %d %s (the key or the identity's role, the firewall, or the clock)", what, re.StatusCode, re.ErrorCode)
+	case re.StatusCode == http.StatusTooManyRequests || re.StatusCode >= 500:
+		return goproxy.Busy(time.Second, "Blob Storage does not %s: %d %s", what, re.StatusCode, re.ErrorCode)
+	}
+	return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage: %s: %d %s", what, re.StatusCode, strings.TrimSpace(re.ErrorCode))
+}
