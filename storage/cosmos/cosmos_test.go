@@ -31,16 +31,28 @@ func fake(t *testing.T) (*cosmosfake.Server, Account) {
 	return f, Account{Endpoint: srv.URL, Key: testazure.CosmosKey}
 }
 
+func openFake(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
+	s := open(t, fakeOf(t, dir), dir, Options{Now: now, PageSize: 10})
+	return s, s
+}
+
+// The fake holds all in this process.
 func TestFake(t *testing.T) {
-	storagetest.Run(t, storagetest.Backend{Open: func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
-		a, ok := accounts.Load(dir)
-		if !ok {
-			_, a = fake(t)
-			accounts.Store(dir, a)
-		}
-		s := open(t, a.(Account), dir, Options{Now: now, PageSize: 10})
-		return s, s
-	}, InMemory: true}) // the fake holds all in this process
+	storagetest.Run(t, storagetest.Backend{Open: openFake, InMemory: true})
+}
+
+func TestFakeOverHTTP(t *testing.T) {
+	storagetest.Run(t, storagetest.Backend{Open: storagetest.OverHTTP(openFake), InMemory: true})
+}
+
+// fakeOf is the fake that belongs to dir.
+func fakeOf(t *testing.T, dir string) Account {
+	a, ok := accounts.Load(dir)
+	if !ok {
+		_, a = fake(t)
+		accounts.Store(dir, a)
+	}
+	return a.(Account)
 }
 
 var accounts sync.Map // of the fake, by folder
@@ -111,23 +123,29 @@ func (peerDefects) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
+func peerAt(url string) Account {
+	return Account{Endpoint: url, Key: testazure.CosmosKey, HTTP: &http.Client{Transport: peerDefects{}}}
+}
+
 func TestPeer(t *testing.T) {
 	url := testazure.Peer(t)
 	storagetest.Run(t, storagetest.Backend{Open: func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
-		s := open(t, Account{Endpoint: url, Key: testazure.CosmosKey, HTTP: &http.Client{Transport: peerDefects{}}}, dir, Options{Now: now, PageSize: 10})
+		s := open(t, peerAt(url), dir, Options{Now: now, PageSize: 10})
 		return s, s
 	}})
 }
 
+func TestPeerOverHTTP(t *testing.T) {
+	url := testazure.Peer(t)
+	storagetest.Run(t, storagetest.Backend{Open: storagetest.OverHTTP(func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
+		s := open(t, peerAt(url), dir, Options{Now: now, PageSize: 10})
+		return s, s
+	})})
+}
+
 // With Blob Storage for zips: the fake, so that what is slow is Azurite alone.
-func TestBlob(t *testing.T) {
-	connection := testazure.Azurite(t)
-	storagetest.Run(t, storagetest.Backend{Open: func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
-		cosmos, ok := accounts.Load(dir)
-		if !ok {
-			_, cosmos = fake(t)
-			accounts.Store(dir, cosmos)
-		}
+func openBlob(connection string) storagetest.Opener {
+	return func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
 		a := blob.Account{Connection: connection, Container: fmt.Sprintf("c%x", sha256.Sum256([]byte(dir)))[:40]}
 		if err := blob.Init(context.Background(), a, func(string) {}); err != nil {
 			t.Fatal(err)
@@ -136,7 +154,15 @@ func TestBlob(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := open(t, cosmos.(Account), dir, Options{Now: now, PageSize: 10, Zips: zips})
+		s := open(t, fakeOf(t, dir), dir, Options{Now: now, PageSize: 10, Zips: zips})
 		return s, s
-	}})
+	}
+}
+
+func TestBlob(t *testing.T) {
+	storagetest.Run(t, storagetest.Backend{Open: openBlob(testazure.Azurite(t))})
+}
+
+func TestBlobOverHTTP(t *testing.T) {
+	storagetest.Run(t, storagetest.Backend{Open: storagetest.OverHTTP(openBlob(testazure.Azurite(t)))})
 }

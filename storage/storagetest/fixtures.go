@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"testing"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -22,7 +21,7 @@ type Backend struct {
 	// Open opens the state in dir. It is closed before the test ends, or by
 	// Close, when the Store has such a method. now is the clock of timestamps
 	// and leases.
-	Open func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger)
+	Open Opener
 	// Volatile: nothing survives Close.
 	Volatile bool
 	// InMemory: zips are held in memory, so a large one shows there.

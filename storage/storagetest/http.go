@@ -1,0 +1,49 @@
+package storagetest
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+)
+
+// closable is a client whose Close closes the store behind the server.
+type closable struct {
+	*storage.Client
+	behind any
+}
+
+func (c closable) Close() error {
+	if closer, ok := c.behind.(io.Closer); ok {
+		return closer.Close()
+	}
+	return nil
+}
+
+// Opener is Backend.Open.
+type Opener = func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger)
+
+// OverHTTP puts the storage role's server and client in front of a backend.
+func OverHTTP(open Opener) Opener {
+	return func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
+		s, l := open(t, dir, now)
+		e := echo.New()
+		e.HTTPErrorHandler = goproxy.ErrorHandler
+		e.Any("/*", (&storage.Server{Store: s, Ledger: l, TempDir: t.TempDir()}).Handler())
+		srv := httptest.NewServer(e)
+		t.Cleanup(srv.Close)
+		base, err := url.Parse(srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := closable{&storage.Client{Client: goproxy.Client{Base: base, HTTP: &http.Client{Transport: &http.Transport{}}}}, s}
+		return c, c
+	}
+}
