@@ -61,7 +61,17 @@ type Config struct {
 	CrawlerListen string `key:"crawler-listen" help:"Address of the crawler role where the process has others too; empty: it does not listen."`
 	DataDir       string `key:"data-dir" default:"athensctl in $XDG_DATA_HOME or ~/.local/share; macOS: ~/Library/Application Support; Windows: %LocalAppData%" help:"Folder of the disk store, and of temporary files."`
 	CacheDir      string `key:"cache-dir" default:"DATA-DIR/cache" help:"Folder of the proxy's cache; disposable."`
-	Store         string `key:"store" default:"disk" help:"Where modules are kept: disk, or memory (gone when the process ends)."`
+	Store         string `key:"store" default:"disk" help:"Where modules are kept: disk, cosmos (Azure Cosmos DB), or memory (gone when the process ends)."`
+
+	CosmosEndpoint         string `key:"cosmos-endpoint" help:"URL of the Cosmos DB account: https://NAME.documents.azure.com."`
+	CosmosKey              string `key:"cosmos-key" secret:"true" help:"Key of the account; without it, and without a connection string, the process's identity is used (workload identity, managed identity, the Azure CLI's login)."`
+	CosmosConnectionString string `key:"cosmos-connection-string" secret:"true" help:"AccountEndpoint=…;AccountKey=…; in place of cosmos-endpoint and cosmos-key."`
+	CosmosDatabase         string `key:"cosmos-database" default:"athensctl" help:"Name of the database; athensctl storage init makes it, or Terraform."`
+	CosmosRegions          List   `key:"cosmos-regions" help:"Regions of the account to read from, the nearest first."`
+	BlobEndpoint           string `key:"blob-endpoint" help:"URL of the Blob Storage account that keeps the zips: https://NAME.blob.core.windows.net. Without it, and without a connection string, zips are kept in Cosmos DB."`
+	BlobContainer          string `key:"blob-container" default:"modules" help:"Name of the container for zips."`
+	BlobConnectionString   string `key:"blob-connection-string" secret:"true" help:"AccountName=…;AccountKey=…;EndpointSuffix=… in place of blob-endpoint and an identity."`
+
 	StorageURL    string `key:"storage-url" help:"URL of the storage role, or several with commas, for a process without it."`
 	CrawlerURL    string `key:"crawler-url" help:"URL of the crawler role, or several with commas, for a proxy without it."`
 	InternalToken string `key:"internal-token" secret:"true" help:"Secret that the roles show each other, 16 characters or more. Needed where storage or crawler listens beyond loopback."`
@@ -467,7 +477,8 @@ func (c *Config) validate() (errs []error) {
 	if c.DataDir == "" {
 		bad("data-dir", "no home folder is known to put it in: name one")
 	}
-	oneOf("store", c.Store, "disk", "memory")
+	oneOf("store", c.Store, "disk", "cosmos", "memory")
+	c.validateAzure(bad)
 	oneOf("network-mode", c.NetworkMode, "strict", "fallback", "offline")
 	oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error")
 	oneOf("log-format", c.LogFormat, "text", "json")
@@ -506,6 +517,46 @@ func (c *Config) validate() (errs []error) {
 	}
 	return errs
 }
+
+// validateAzure: a setting of Azure's that has no effect is an error too; a store
+// that is not the one that was meant would be found empty.
+func (c *Config) validateAzure(bad func(key, format string, args ...any)) {
+	cosmos := c.Has("storage") && c.Store == "cosmos"
+	for key, value := range map[string]string{
+		"cosmos-endpoint": c.CosmosEndpoint, "cosmos-key": c.CosmosKey, "cosmos-connection-string": c.CosmosConnectionString,
+		"blob-endpoint": c.BlobEndpoint, "blob-connection-string": c.BlobConnectionString,
+	} {
+		if value != "" && !cosmos {
+			bad(key, "it is for the storage role with store cosmos; here role is %s and store %s", c.Role, c.Store)
+		}
+	}
+	if !cosmos {
+		return
+	}
+	if c.CosmosEndpoint == "" && c.CosmosConnectionString == "" {
+		bad("cosmos-endpoint", "store cosmos needs it, or cosmos-connection-string")
+	}
+	if c.CosmosConnectionString != "" && (c.CosmosEndpoint != "" || c.CosmosKey != "") {
+		bad("cosmos-connection-string", "it has the endpoint and the key: leave cosmos-endpoint and cosmos-key out")
+	}
+	if c.BlobConnectionString != "" && c.BlobEndpoint != "" {
+		bad("blob-connection-string", "it has the endpoint: leave blob-endpoint out")
+	}
+	for key, value := range map[string]string{"cosmos-endpoint": c.CosmosEndpoint, "blob-endpoint": c.BlobEndpoint} {
+		if _, err := parseURL(value); value != "" && err != nil {
+			bad(key, "%w", err)
+		}
+	}
+	if !containerName.MatchString(c.BlobContainer) {
+		bad("blob-container", "%q is not a container's name: 3 to 63 small letters, digits and single hyphens", c.BlobContainer)
+	}
+	if strings.ContainsAny(c.CosmosDatabase, `/\?#`) || c.CosmosDatabase == "" {
+		bad("cosmos-database", "%q is not a database's name", c.CosmosDatabase)
+	}
+}
+
+// Source: "Naming and referencing containers, blobs, and metadata", Microsoft.
+var containerName = regexp.MustCompile(`^[a-z0-9](-?[a-z0-9]){2,62}$`)
 
 func validSumDB(s string) bool {
 	f := strings.Fields(s)

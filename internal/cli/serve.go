@@ -125,6 +125,14 @@ func (p *process) addStorage() error {
 	case "memory":
 		s := memory.New(cfg.QueueMax, nil)
 		p.store, p.ledger = s, s
+	case "cosmos":
+		s, err := p.openCosmos()
+		if err != nil {
+			return err
+		}
+		p.store, p.ledger = s, s
+		p.work = append(p.work, s.Run)
+		p.closers = append(p.closers, s.Close)
 	default:
 		s, err := disk.Open(cfg.DataDir, disk.Options{QueueMax: cfg.QueueMax, Log: p.log})
 		if err != nil {

@@ -40,10 +40,9 @@ type Server struct {
 	Key        string           // base64; "": signatures are not checked
 	Serverless bool             // throughput is refused
 	Now        func() time.Time // nil: time.Now
-	// Fault is asked before each request and may make it fail; nil: never.
-	Fault func(Call) *Fault
 
 	mu    sync.Mutex
+	fault func(Call) *Fault
 	dbs   map[string]map[string]*container
 	stamp int64
 	calls []Call
@@ -81,6 +80,13 @@ type item struct {
 	doc     map[string]any
 	etag    string
 	expires time.Time
+}
+
+// SetFault sets what is asked before each request and may make it fail; nil: nothing.
+func (s *Server) SetFault(f func(Call) *Fault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fault = f
 }
 
 // Calls returns and forgets the log.
@@ -139,9 +145,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h := r.Header.Get("x-ms-documentdb-partitionkey"); h != "" && json.Unmarshal([]byte(h), &pk) == nil && len(pk) == 1 {
 		call.PK = pk[0]
 	}
+	s.mu.Lock()
+	ask := s.fault
+	s.mu.Unlock()
 	var fault *Fault
-	if s.Fault != nil {
-		fault = s.Fault(call)
+	if ask != nil {
+		fault = ask(call)
 	}
 	if fault != nil {
 		time.Sleep(fault.Delay)

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/athensctl/athensctl/internal/testazure"
 )
 
 var binary string
@@ -32,9 +34,7 @@ func TestMain(m *testing.M) {
 	if err := build.Run(); err != nil {
 		panic(err)
 	}
-	status := m.Run()
-	os.RemoveAll(dir)
-	os.Exit(status)
+	testazure.Main(m, func() { os.RemoveAll(dir) })
 }
 
 // process is one athensctl.

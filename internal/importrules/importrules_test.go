@@ -23,18 +23,14 @@ const ours = "github.com/athensctl/athensctl"
 // Names of our packages are relative to the module, and "." is its root; all
 // others are import paths. A pattern that ends in "/..." is a package and all
 // below it; one that ends in "..." is all that begin so.
-//
-// A rule with future set is about packages that are not there yet: it may have
-// nothing to hold, and fails once it has, so that the mark is taken off.
 
 // allowed: which of our packages pkg may import directly. With alone set it
 // imports no other module but these either.
 var allowed = []struct {
-	pkg    string
-	only   []string
-	alone  bool
-	future bool
-	why    string
+	pkg   string
+	only  []string
+	alone bool
+	why   string
 }{
 	{pkg: ".", only: []string{"internal/cli"}, alone: true,
 		why: "main starts internal/cli, and nothing else"},
@@ -50,9 +46,9 @@ var allowed = []struct {
 		why: "a backend knows no other backend"},
 	{pkg: "storage/memory", only: []string{"goproxy", "storage", "storage/kv", "internal/..."},
 		why: "a backend knows no other backend"},
-	{pkg: "storage/cosmos", only: []string{"goproxy", "storage", "storage/kv", "storage/blob", "internal/..."}, future: true,
+	{pkg: "storage/cosmos", only: []string{"goproxy", "storage", "storage/kv", "storage/blob", "internal/..."},
 		why: "a backend knows no other backend; cosmos keeps its zips in blob"},
-	{pkg: "storage/blob", only: []string{"goproxy", "storage", "internal/..."}, future: true,
+	{pkg: "storage/blob", only: []string{"goproxy", "storage", "internal/..."},
 		why: "a backend knows no other backend"},
 	{pkg: "vcs", only: []string{"goproxy", "vcs/git", "vcs/remote"},
 		why: "a git host is a Source, and nothing more"},
@@ -67,7 +63,6 @@ var allowed = []struct {
 // apart: what from must not reach, neither directly nor through others.
 var apart = []struct {
 	from, to []string
-	future   bool
 	why      string
 }{
 	{from: []string{"proxy"}, to: []string{"crawler"},
@@ -76,9 +71,9 @@ var apart = []struct {
 		why: "the roles are processes of their own"},
 	{from: []string{"proxy", "crawler"}, to: []string{"storage/disk", "storage/memory", "storage/kv"},
 		why: "only storage has a database"},
-	{from: []string{"proxy", "crawler"}, to: []string{"storage/cosmos"}, future: true,
+	{from: []string{"proxy", "crawler"}, to: []string{"storage/cosmos"},
 		why: "only storage has a database and its credentials"},
-	{from: []string{"proxy", "crawler"}, to: []string{"storage/blob"}, future: true,
+	{from: []string{"proxy", "crawler"}, to: []string{"storage/blob"},
 		why: "only storage has a database and its credentials"},
 	{from: []string{"storage/..."}, to: []string{"proxy", "crawler", "config"},
 		why: "storage serves the other roles, and is given its settings"},
@@ -92,10 +87,9 @@ var apart = []struct {
 
 // homes: the only packages that import dep directly.
 var homes = []struct {
-	dep    string
-	in     []string
-	future bool
-	why    string
+	dep string
+	in  []string
+	why string
 }{
 	{dep: ours + "/internal/cli", in: []string{"."},
 		why: "it knows every package, so none may know it"},
@@ -105,7 +99,7 @@ var homes = []struct {
 		why: "settings are read in one place"},
 	{dep: "go.etcd.io/bbolt/...", in: []string{"storage/disk"},
 		why: "a database belongs to its backend"},
-	{dep: "github.com/Azure/...", in: []string{"storage/cosmos", "storage/blob"}, future: true,
+	{dep: "github.com/Azure/...", in: []string{"storage/cosmos", "storage/blob"},
 		why: "Azure is the business of its two backends"},
 	{dep: "github.com/go-git/...", in: []string{"vcs", "vcs/git"},
 		why: "git is spoken in one place"},
@@ -187,12 +181,9 @@ func check(g graph) (broken, unfit []string) {
 	breaks := func(why string, way ...string) {
 		broken = append(broken, strings.ReplaceAll(strings.Join(way, " imports "), ours+"/", "")+": "+why)
 	}
-	fit := func(why string, future bool, absent ...string) {
-		switch {
-		case !future && len(absent) > 0:
+	fit := func(why string, absent ...string) {
+		if len(absent) > 0 {
 			unfit = append(unfit, fmt.Sprintf("%q: there is no %s", why, strings.Join(absent, ", ")))
-		case future && len(absent) == 0:
-			unfit = append(unfit, fmt.Sprintf("%q: its packages are here now, take the mark future off", why))
 		}
 	}
 	absentOf := func(names ...string) (absent []string) {
@@ -205,7 +196,7 @@ func check(g graph) (broken, unfit []string) {
 	}
 
 	for _, r := range allowed {
-		fit(r.why, r.future, absentOf(r.pkg)...)
+		fit(r.why, absentOf(r.pkg)...)
 		for _, i := range g[full(r.pkg)].imports {
 			if (isOurs(i) || r.alone && !g[i].standard) && !matchesAny(r.only, i) {
 				breaks(r.why, full(r.pkg), i)
@@ -213,11 +204,7 @@ func check(g graph) (broken, unfit []string) {
 		}
 	}
 	for _, r := range apart {
-		if r.future { // what it is kept from is what is not there yet
-			fit(r.why, true, absentOf(r.to...)...)
-		} else {
-			fit(r.why, false, absentOf(append(slices.Clone(r.from), r.to...)...)...)
-		}
+		fit(r.why, absentOf(append(slices.Clone(r.from), r.to...)...)...)
 		for _, from := range r.from {
 			for _, path := range g.here(from) {
 				if way := g.chain(path, r.to); way != nil {
@@ -242,10 +229,8 @@ func check(g graph) (broken, unfit []string) {
 				}
 			}
 		}
-		if used {
-			fit(r.why, r.future)
-		} else {
-			fit(r.why, r.future, strings.Join(r.in, " or ")+" that imports "+r.dep)
+		if !used {
+			fit(r.why, strings.Join(r.in, " or ")+" that imports "+r.dep)
 		}
 	}
 	slices.Sort(broken)
@@ -326,6 +311,8 @@ func sound() graph {
 		"internal/testupstream": "os/exec",
 		"proxy":                 "goproxy storage internal/fleet",
 		"storage":               "goproxy",
+		"storage/blob":          "goproxy github.com/Azure/azure-sdk-for-go/sdk/storage/azblob",
+		"storage/cosmos":        "goproxy storage github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos",
 		"storage/disk":          "goproxy storage storage/kv go.etcd.io/bbolt",
 		"storage/kv":            "goproxy storage",
 		"storage/memory":        "goproxy storage storage/kv",
@@ -441,7 +428,6 @@ func TestUnfitRulesAreFound(t *testing.T) {
 		{"a test package was renamed", func(g graph) { delete(g, ours+"/internal/testupstream") }, "there is no internal/test..."},
 		{"viper was dropped", func(g graph) { g[ours+"/config"] = pkg{} }, "there is no config that imports github.com/spf13/viper"},
 		{"go-git was dropped", func(g graph) { g[ours+"/vcs"], g[ours+"/vcs/git"] = pkg{}, pkg{} }, "there is no vcs or vcs/git that imports github.com/go-git/..."},
-		{"Azure has come", func(g graph) { g.add("storage/blob", "github.com/Azure/azure-sdk-for-go/sdk/storage/azblob") }, "take the mark future off"},
 	} {
 		g := sound()
 		tt.edit(g)

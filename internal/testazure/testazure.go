@@ -28,9 +28,12 @@ var (
 	running []*exec.Cmd
 )
 
-// Main runs the tests of a package and then ends the servers. It is for TestMain.
-func Main(m *testing.M) {
+// Main runs the tests of a package, ends the servers, and cleans up. It is for TestMain.
+func Main(m *testing.M, cleanUp ...func()) {
 	code := m.Run()
+	for _, f := range cleanUp {
+		f()
+	}
 	mu.Lock()
 	defer mu.Unlock()
 	for _, cmd := range running {

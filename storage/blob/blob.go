@@ -15,6 +15,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
@@ -23,12 +24,11 @@ import (
 	"github.com/athensctl/athensctl/goproxy"
 )
 
-// Account says which container, and how to reach it: Endpoint and Identity, or
-// Connection.
+// Account says which container, and how to reach it: with a connection string, or
+// else the identity of the process (azidentity's default chain).
 type Account struct {
 	Endpoint   string // https://<account>.blob.core.windows.net
-	Connection string // AccountName=…;AccountKey=…; in place of Endpoint and Identity
-	Identity   azcore.TokenCredential
+	Connection string // AccountName=…;AccountKey=…; in place of Endpoint
 	Container  string
 	HTTP       *http.Client // nil: the SDK's
 }
@@ -52,10 +52,11 @@ func (a Account) client() (*container.Client, error) {
 	if err != nil || u.Host == "" {
 		return nil, fmt.Errorf("blob-endpoint: %q is not a URL such as https://NAME.blob.core.windows.net", a.Endpoint)
 	}
-	if a.Identity == nil {
-		return nil, errors.New("blob: a connection string or an identity is needed")
+	identity, err := azidentity.NewDefaultAzureCredential(nil)
+	if err != nil {
+		return nil, fmt.Errorf("blob: there is no connection string, and no identity: %w", err)
 	}
-	return container.NewClient(u.JoinPath(a.Container).String(), a.Identity, o)
+	return container.NewClient(u.JoinPath(a.Container).String(), identity, o)
 }
 
 // Store keeps blobs in one container. It is safe for concurrent use.

@@ -38,8 +38,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -52,13 +52,13 @@ const (
 	LedgerContainer  = "ledger"
 )
 
-// Account says which database, and how to reach it. Of Key, Connection and
-// Identity one is needed.
+// Account says which database, and how to reach it: with a key, a connection
+// string, or else the identity of the process (azidentity's default chain: workload
+// identity, managed identity, a login of the Azure CLI).
 type Account struct {
 	Endpoint   string // https://<account>.documents.azure.com
 	Key        string // base64
 	Connection string // AccountEndpoint=…;AccountKey=…; in place of Endpoint and Key
-	Identity   azcore.TokenCredential
 	Database   string
 	Regions    []string // to read from, the nearest first; none: the account's order
 
@@ -100,10 +100,11 @@ func (a Account) client() (*azcosmos.Client, error) {
 		return nil, fmt.Errorf("cosmos-endpoint: %q is not a URL such as https://NAME.documents.azure.com", a.Endpoint)
 	}
 	if a.Key == "" {
-		if a.Identity == nil {
-			return nil, errors.New("cosmos: a key, a connection string or an identity is needed")
+		identity, err := azidentity.NewDefaultAzureCredential(nil)
+		if err != nil {
+			return nil, fmt.Errorf("cosmos: there is no key, and no identity: %w", err)
 		}
-		return azcosmos.NewClient(a.Endpoint, a.Identity, o)
+		return azcosmos.NewClient(a.Endpoint, identity, o)
 	}
 	cred, err := azcosmos.NewKeyCredential(a.Key)
 	if err != nil {
