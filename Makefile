@@ -29,7 +29,15 @@ test: tools lint ## install what is missing, lint, and run every test with -race
 	@PATH="$$PATH:/usr/sbin:/sbin" ATHENSCTL_TEST_REQUIRE=1 test/step.sh "go test -race" \
 		go test -race -count=1 -timeout 20m ./...
 
-tools: packages $(STATICCHECK) $(GOVULNCHECK) ## install what the tests and lint need
+test-azure: azure ## run the tests of Cosmos DB and Blob Storage alone, against their stand-ins
+	@ATHENSCTL_TEST_REQUIRE=1 test/step.sh "go test -race: Azure" \
+		go test -race -count=1 -timeout 20m ./storage/... ./internal/cosmosfake && \
+		ATHENSCTL_TEST_REQUIRE=1 go test -count=1 -timeout 20m -run Azure ./internal/e2e
+
+tools: packages azure $(STATICCHECK) $(GOVULNCHECK) ## install what the tests and lint need
+
+azure:
+	@test/step.sh "npm ci: stand-ins for Azure" test/azure/install.sh $(CACHE)
 
 packages:
 	@test/step.sh "Debian packages" test/packages.sh
@@ -59,4 +67,4 @@ generate: ## write again what is generated (docs/configuration.md)
 clean: ## remove what build made
 	rm -rf bin
 
-.PHONY: help build test tools packages lint fuzz bench generate clean
+.PHONY: help build test test-azure tools packages azure lint fuzz bench generate clean

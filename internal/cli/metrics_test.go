@@ -3,6 +3,7 @@ package cli
 import (
 	"io"
 	"log/slog"
+	"net/http/httptest"
 	"os"
 	"regexp"
 	"slices"
@@ -13,17 +14,24 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/athensctl/athensctl/config"
+	"github.com/athensctl/athensctl/internal/cosmosfake"
+	"github.com/athensctl/athensctl/storage/cosmos"
 )
 
 // docs/metrics.md has every metric of a process with all roles, and no other.
 func TestMetricsPage(t *testing.T) {
 	flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
 	config.Flags(flags)
+	srv := httptest.NewServer(&cosmosfake.Server{})
+	defer srv.Close()
 	cfg, err := config.Load(flags, []string{
-		"ATHENSCTL_STORE=memory", "ATHENSCTL_DATA_DIR=" + t.TempDir(), "ATHENSCTL_LISTEN=127.0.0.1:0",
+		"ATHENSCTL_STORE=cosmos", "ATHENSCTL_COSMOS_ENDPOINT=" + srv.URL, "ATHENSCTL_COSMOS_KEY=a2V5", "ATHENSCTL_DATA_DIR=" + t.TempDir(), "ATHENSCTL_LISTEN=127.0.0.1:0",
 		"ATHENSCTL_STORAGE_LISTEN=127.0.0.1:0", "ATHENSCTL_CRAWLER_LISTEN=127.0.0.1:0",
 	})
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cosmos.Init(t.Context(), azureOf(cfg).cosmos, cosmos.Throughput{}, func(string) {}); err != nil {
 		t.Fatal(err)
 	}
 	p := newProcess(cfg, slog.New(slog.NewTextHandler(io.Discard, nil)))

@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"net/http"
+	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -76,6 +78,11 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 		var re *azcore.ResponseError
 		if !errors.As(err, &re) {
 			a.count(op, "none", 0)
+			// The SDK asks for the account's regions first, and wraps what that
+			// answers in text.
+			if m := wrappedRefusal.FindString(err.Error()); m != "" {
+				return refused(op, m)
+			}
 		} else {
 			var charge float64
 			if re.RawResponse != nil {
@@ -90,7 +97,7 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			case http.StatusPreconditionFailed:
 				return errMoved
 			case http.StatusUnauthorized, http.StatusForbidden:
-				return goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB refused to %s: %d %s (the key or the identity's role, the firewall, or the clock)", op, re.StatusCode, re.ErrorCode)
+				return refused(op, short(err).Error())
 			case http.StatusTooManyRequests:
 				pause = max(pause, retryAfter(re.RawResponse))
 			case 449: // Retry With: another write to the item was going on
@@ -98,11 +105,11 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			case http.StatusRequestTimeout, http.StatusGone, http.StatusInternalServerError, http.StatusBadGateway,
 				http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 			default:
-				return goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB: %s: %d %s", op, re.StatusCode, re.ErrorCode)
+				return goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB (%s): %w", op, short(err))
 			}
 		}
 		if time.Now().Add(pause).After(deadline) {
-			return goproxy.Busy(max(time.Second, pause), "Cosmos DB does not %s: %w", op, short(err))
+			return goproxy.Busy(max(time.Second, pause), "Cosmos DB (%s) does not answer as it should: %w", op, short(err))
 		}
 		select {
 		case <-ctx.Done():
@@ -112,13 +119,20 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 	}
 }
 
+var wrappedRefusal = regexp.MustCompile(`RESPONSE 40[13]: [^\n]*`)
+
+func refused(op, what string) error {
+	return goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB (%s) refused: %s: look at the key or the identity's role, the firewall, and the clock", op, what)
+}
+
 // short is an error without the request and response that the SDK prints with it.
 func short(err error) error {
 	var re *azcore.ResponseError
 	if errors.As(err, &re) {
 		return fmt.Errorf("%d %s", re.StatusCode, re.ErrorCode)
 	}
-	return err
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return errors.New(line)
 }
 
 func retryAfter(resp *http.Response) time.Duration {

@@ -154,8 +154,8 @@ var (
 	_ storage.Ledger = (*Store)(nil)
 )
 
-// Open returns the store in a database that is there already; see Init. It makes
-// one request, to say at once that the account can't be reached or read.
+// Open returns the store in a database that is there already; see Init. It looks
+// at the containers, to say at once that they are not there or can't be read.
 func Open(ctx context.Context, a Account, o Options) (*Store, error) {
 	if a.HTTP == nil {
 		a.HTTP = newHTTP()
@@ -201,8 +201,17 @@ func Open(ctx context.Context, a Account, o Options) (*Store, error) {
 	if o.Metrics != nil {
 		o.Metrics.MustRegister(acc.units, acc.answers)
 	}
-	if _, err := s.Load(ctx, "ready"); err != nil {
-		return nil, fmt.Errorf("open Cosmos DB %s, database %s: %w", client.Endpoint(), a.Database, err)
+	for _, c := range []*azcosmos.ContainerClient{acc.modules, acc.ledger} {
+		err := acc.try(ctx, "open", func(ctx context.Context) (azcosmos.Response, error) {
+			r, err := c.Read(ctx, nil)
+			return r.Response, err
+		})
+		if err == errAbsent {
+			err = errors.New("it is not there: Terraform makes it, or athensctl storage init")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open Cosmos DB %s, database %s, container %s: %w", client.Endpoint(), a.Database, c.ID(), err)
+		}
 	}
 	return s, nil
 }

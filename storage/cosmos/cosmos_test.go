@@ -143,18 +143,24 @@ func TestPeerOverHTTP(t *testing.T) {
 	})})
 }
 
+// openZips opens the container that belongs to dir.
+func openZips(t *testing.T, connection, dir string) Zips {
+	t.Helper()
+	a := blob.Account{Connection: connection, Container: fmt.Sprintf("c%x", sha256.Sum256([]byte(dir)))[:40]}
+	if err := blob.Init(context.Background(), a, func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	zips, err := blob.Open(context.Background(), a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return zips
+}
+
 // With Blob Storage for zips: the fake, so that what is slow is Azurite alone.
 func openBlob(connection string) storagetest.Opener {
 	return func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
-		a := blob.Account{Connection: connection, Container: fmt.Sprintf("c%x", sha256.Sum256([]byte(dir)))[:40]}
-		if err := blob.Init(context.Background(), a, func(string) {}); err != nil {
-			t.Fatal(err)
-		}
-		zips, err := blob.Open(context.Background(), a)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := open(t, fakeOf(t, dir), dir, Options{Now: now, PageSize: 10, Zips: zips})
+		s := open(t, fakeOf(t, dir), dir, Options{Now: now, PageSize: 10, Zips: openZips(t, connection, dir)})
 		return s, s
 	}
 }
@@ -165,4 +171,31 @@ func TestBlob(t *testing.T) {
 
 func TestBlobOverHTTP(t *testing.T) {
 	storagetest.Run(t, storagetest.Backend{Open: storagetest.OverHTTP(openBlob(testazure.Azurite(t)))})
+}
+
+// A real account, where the environment names one.
+func TestAccount(t *testing.T) {
+	a := Account{Endpoint: os.Getenv("ATHENSCTL_TEST_COSMOS_ENDPOINT"), Key: os.Getenv("ATHENSCTL_TEST_COSMOS_KEY")}
+	if a.Endpoint == "" || a.Key == "" {
+		t.Skip("ATHENSCTL_TEST_COSMOS_ENDPOINT and ATHENSCTL_TEST_COSMOS_KEY name no account")
+	}
+	connection := os.Getenv("ATHENSCTL_TEST_BLOB_CONNECTION_STRING")
+	storagetest.Run(t, storagetest.Backend{Open: func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
+		o := Options{Now: now, PageSize: 10}
+		if connection != "" {
+			o.Zips = openZips(t, connection, dir)
+		}
+		s := open(t, a, dir, o)
+		t.Cleanup(func() {
+			name, _ := databases.Load(dir)
+			db, err := s.client.NewDatabase(name.(string))
+			if err == nil {
+				_, err = db.Delete(context.Background(), nil)
+			}
+			if err != nil && !strings.Contains(err.Error(), "404") {
+				t.Error(err)
+			}
+		})
+		return s, s
+	}})
 }

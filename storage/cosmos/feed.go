@@ -382,11 +382,11 @@ func (a *account) batch(ctx context.Context, op string, b azcosmos.Transactional
 			case http.StatusTooManyRequests, 449, http.StatusRequestTimeout, http.StatusServiceUnavailable:
 				again = true
 			default:
-				return 0, "", goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB: %s: operation %d: %d", op, i, r.StatusCode)
+				return 0, "", goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB (%s): operation %d: %d", op, i, r.StatusCode)
 			}
 		}
 		if !again {
-			return 0, "", goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB: %s: failed without a reason", op)
+			return 0, "", goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB (%s) failed without a reason", op)
 		}
 		select {
 		case <-ctx.Done():
@@ -394,7 +394,7 @@ func (a *account) batch(ctx context.Context, op string, b azcosmos.Transactional
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	return 0, "", goproxy.Busy(time.Second, "Cosmos DB does not %s", op)
+	return 0, "", goproxy.Busy(time.Second, "Cosmos DB (%s) does not answer as it should", op)
 }
 
 // read returns at most limit entries from since on.
