@@ -93,5 +93,6 @@ func command(environ []string, stderr io.Writer) *cobra.Command {
 			fmt.Fprintf(cmd.OutOrStdout(), "athensctl %s %s %s/%s\n", Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		},
 	})
+	root.AddCommand(transferCommands(environ, stderr)...)
 	return root
 }

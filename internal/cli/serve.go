@@ -67,11 +67,7 @@ func runServe(ctx context.Context, cfg *config.Config, stderr io.Writer) (err er
 	defer out.Close()
 	log := newLogger(cfg, out)
 	p := newProcess(cfg, log)
-	defer func() {
-		for i := len(p.closers) - 1; i >= 0; i-- {
-			err = errors.Join(err, p.closers[i]())
-		}
-	}()
+	defer func() { err = errors.Join(err, p.close()) }()
 	// Each needs what stands before it.
 	for _, role := range []func() error{p.addStorage, p.addCrawler, p.addProxy} {
 		if err := role(); err != nil {
@@ -87,6 +83,13 @@ func runServe(ctx context.Context, cfg *config.Config, stderr io.Writer) (err er
 	err = p.servers.Run(ctx)
 	stop()
 	wg.Wait()
+	return err
+}
+
+func (p *process) close() (err error) {
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		err = errors.Join(err, p.closers[i]())
+	}
 	return err
 }
 
@@ -109,7 +112,8 @@ func (p *process) tempDir() (string, error) {
 	return dir, err
 }
 
-func (p *process) addStorage() error {
+// openStore opens the store that this process has, or the client of another's.
+func (p *process) openStore() error {
 	cfg := p.cfg
 	if !cfg.Has("storage") {
 		urls, err := config.ParseURLs(cfg.StorageURL)
@@ -141,6 +145,14 @@ func (p *process) addStorage() error {
 		p.store, p.ledger = s, s
 		p.closers = append(p.closers, s.Close)
 	}
+	return nil
+}
+
+func (p *process) addStorage() error {
+	if err := p.openStore(); err != nil || !p.cfg.Has("storage") {
+		return err
+	}
+	cfg := p.cfg
 	p.registry.MustRegister(queueMetrics{p.ledger})
 	if cfg.Address("storage") == "" {
 		return nil

@@ -1,0 +1,148 @@
+//go:build unix
+
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage/storagetest"
+)
+
+// tree makes a module cache of n complete versions, with what else the go command
+// keeps there, and returns the folder of its files.
+func tree(t *testing.T, n int) (cache, download string) {
+	cache = t.TempDir()
+	download = filepath.Join(cache, "cache", "download")
+	write := func(name string, content []byte) {
+		name = filepath.Join(download, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range n {
+		v := storagetest.New(fmt.Sprintf("example.com/M%d/sub", i%37), fmt.Sprintf("v1.%d.0", i), strings.Repeat("y", i))
+		for f, content := range map[goproxy.File][]byte{goproxy.FileInfo: v.Info, goproxy.FileMod: v.Mod, goproxy.FileZip: v.Zip} {
+			p, err := goproxy.Request{Path: v.Path, Query: v.Version.Version, File: f}.URLPath()
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(p, content)
+		}
+	}
+	write("example.com/!m1/sub/@v/main.info", []byte(`{"Version":"v1.1.0","Time":"2026-01-02T03:04:05Z"}`))
+	write("example.com/!m1/sub/@v/v1.1.0.lock", nil)
+	write("example.com/!m1/sub/@v/v1.1.0.ziphash", []byte("h1:x"))
+	write("sumdb/sum.example.com/lookup/example.com/@v/v1.0.0.info", []byte("x"))
+	return cache, download
+}
+
+func run(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(binary, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("athensctl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// A module cache of 1,000 versions goes into Cosmos DB and Blob Storage, in an import
+// that is killed once, and out to disk again: nothing has changed.
+func TestAzureImportExport(t *testing.T) {
+	t.Parallel()
+	const n = 1000
+	cache, download := tree(t, n)
+	_, store := azureArgs(t, true)
+	store = append(store, "--data-dir", t.TempDir(), "--sumdb=off")
+	cut := exec.Command(binary, append([]string{"import", cache}, store...)...)
+	if err := cut.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(1500 * time.Millisecond)
+	cut.Process.Kill()
+	cut.Wait()
+	out := run(t, append([]string{"import", cache}, store...)...)
+	var done, skipped int
+	if _, err := fmt.Sscanf(out[strings.LastIndex(strings.TrimSpace(out), "\n")+1:], "%d versions, %d were there already", &done, &skipped); err != nil || done+skipped != n || skipped == 0 {
+		t.Errorf("the second import: %s", out)
+	}
+	t.Logf("after the kill: %s", out)
+	if out := run(t, append([]string{"verify"}, store...)...); !strings.Contains(out, fmt.Sprint(n, " versions, 0 were there already, 0 failed")) {
+		t.Errorf("verify: %s", out)
+	}
+	target := t.TempDir()
+	run(t, append([]string{"export", target}, store...)...)
+	// list is the disk store's own; the rest is not of a version.
+	diff := exec.Command("diff", "-r", "--exclude=list", "--exclude=main.info", "--exclude=*.lock", "--exclude=*.ziphash", "--exclude=sumdb", download, filepath.Join(target, "modules"))
+	if out, err := diff.CombinedOutput(); err != nil {
+		t.Errorf("diff -r: %v\n%.2000s", err, out)
+	}
+}
+
+// A damaged zip on disk is found by verify, moved away, and can be imported again.
+func TestVerify(t *testing.T) {
+	cache, download := tree(t, 20)
+	dir := t.TempDir()
+	store := []string{"--data-dir", dir, "--sumdb=off"}
+	run(t, append([]string{"import", cache}, store...)...)
+	zip := filepath.Join(dir, "modules", "example.com/!m7/sub/@v/v1.7.0.zip")
+	whole, err := os.ReadFile(zip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := bytes.Replace(whole, []byte("package a"), []byte("package b"), 1)
+	if bytes.Equal(damaged, whole) {
+		damaged = append([]byte{}, whole...)
+		damaged[len(damaged)/2] ^= 1
+	}
+	os.Remove(zip)
+	if err := os.WriteFile(zip, damaged, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	verify := func(args ...string) (string, error) {
+		out, err := exec.Command(binary, append(append([]string{"verify"}, store...), args...)...).CombinedOutput()
+		return string(out), err
+	}
+	if out, err := verify(); err == nil || !strings.Contains(out, "example.com/M7/sub@v1.7.0: zip: ") || !strings.Contains(out, "19 versions") {
+		t.Errorf("verify: %v\n%s", err, out)
+	}
+	quarantine := t.TempDir()
+	if out, err := verify("--quarantine", quarantine); err == nil || !strings.Contains(out, "moved to quarantine") {
+		t.Errorf("verify --quarantine: %v\n%s", err, out)
+	}
+	if out, err := verify(); err != nil {
+		t.Errorf("verify after quarantine: %v\n%s", err, out)
+	}
+	if got, err := os.ReadFile(filepath.Join(quarantine, "example.com/!m7/sub/@v/v1.7.0.zip")); err != nil || !bytes.Equal(got, damaged) {
+		t.Errorf("the quarantine has %d bytes: %v", len(got), err)
+	}
+	if out := run(t, append([]string{"import", download}, store...)...); !strings.Contains(out, "1 versions, 19 were there already") {
+		t.Errorf("import again: %s", out)
+	}
+	// To and from a storage role that runs.
+	p := start(t, "--role=storage", "--data-dir", t.TempDir())
+	run(t, append([]string{"export", p.url}, store...)...)
+	other := t.TempDir()
+	if out := run(t, "import", p.url, "--data-dir", other); !strings.Contains(out, "20 versions, 0 were there already") {
+		t.Errorf("import from a storage role: %s", out)
+	}
+	for args, want := range map[string]string{
+		"import /nonexistent": "holds no modules", "import " + t.TempDir(): "holds no modules", "import http://": "not one http or https URL",
+		"import": "accepts 1 arg", "export /proc/x": "/proc/x",
+	} {
+		out, err := exec.Command(binary, append(strings.Fields(args), store...)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("athensctl %s: %v %s", args, err, out)
+		}
+	}
+}

@@ -1,0 +1,259 @@
+// Package transfer copies versions between stores, and checks those of one.
+package transfer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+)
+
+// Source is what versions are copied from.
+type Source interface {
+	goproxy.Source
+	// Versions calls f for each version, any of whose files may be absent, until
+	// it returns an error. count is how many there are; below 0: not known.
+	Versions(ctx context.Context, f func(m module.Version, count int) error) error
+}
+
+// Stored makes a store, here or at another process, a Source of its complete
+// versions.
+type Stored struct{ storage.Store }
+
+// Versions implements Source.
+func (s Stored) Versions(ctx context.Context, f func(module.Version, int) error) error {
+	for token := ""; ; {
+		page, err := s.Catalog(ctx, token, 1000)
+		if err != nil {
+			return err
+		}
+		for _, m := range page.Versions {
+			if err := f(m, -1); err != nil {
+				return err
+			}
+		}
+		if token = page.Next; token == "" {
+			return nil
+		}
+	}
+}
+
+// Result counts versions.
+type Result struct {
+	Done, Skipped, Failed atomic.Int64 // Skipped: was there already
+	Bytes                 atomic.Int64 // of zips
+}
+
+// Options of Copy and Verify.
+type Options struct {
+	Parallel int                                                             // versions at once; 0: 8
+	TempDir  string                                                          // takes zips while they are checked
+	Progress func(r *Result, count int)                                      // after each version; may be nil
+	Failed   func(m module.Version, e error)                                 // each version that failed; needed
+	H1       func(ctx context.Context, path, version string) (string, error) // what the checksum database says; may be nil
+}
+
+// Copy copies all versions of from to the store to. Each is checked (as a crawler
+// does it, without the checksum database) before it is put. What is there already is
+// skipped, so that a copy that was cut can be made again. A version that fails is
+// reported, and the others go on; an error of the walk itself is returned.
+func Copy(ctx context.Context, from Source, to storage.Store, o Options) (*Result, error) {
+	return each(ctx, from, o, func(ctx context.Context, r *Result, m module.Version) error {
+		if info := has(ctx, to, m); info != nil {
+			// A Put that was cut may have kept the files and not ended: one that
+			// changes nothing ends it.
+			err := to.Put(ctx, m, storage.Files{Info: info.JSON()})
+			if err == nil {
+				r.Skipped.Add(1)
+			}
+			return err
+		}
+		n, err := copyOne(ctx, from, to, m, o.TempDir)
+		if err == nil {
+			r.Done.Add(1)
+			r.Bytes.Add(n)
+		}
+		return err
+	})
+}
+
+func each(ctx context.Context, from Source, o Options, work func(context.Context, *Result, module.Version) error) (*Result, error) {
+	r := new(Result)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(1, o.Parallel))
+	if o.Parallel == 0 {
+		g.SetLimit(8)
+	}
+	var mu sync.Mutex
+	err := from.Versions(ctx, func(m module.Version, count int) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		g.Go(func() error {
+			err := work(ctx, r, m)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				r.Failed.Add(1)
+				o.Failed(m, err)
+			}
+			if o.Progress != nil {
+				o.Progress(r, count)
+			}
+			return nil
+		})
+		return nil
+	})
+	return r, errors.Join(err, g.Wait())
+}
+
+// has returns the .info of a version all of whose files are there; else nil.
+func has(ctx context.Context, s storage.Store, m module.Version) *goproxy.Info {
+	info, err := s.Resolve(ctx, m.Path, m.Version)
+	if err != nil {
+		return nil
+	}
+	for _, get := range []func(context.Context, module.Version) (*goproxy.Blob, error){s.Mod, s.Zip} {
+		b, err := get(ctx, m)
+		if err != nil {
+			return nil
+		}
+		b.Close()
+	}
+	return info
+}
+
+// copyOne copies the files that there are of one version.
+func copyOne(ctx context.Context, from goproxy.Source, to storage.Store, m module.Version, tempDir string) (int64, error) {
+	var f storage.Files
+	info, err := from.Resolve(ctx, m.Path, m.Version)
+	if err == nil {
+		f.Info = info.JSON()
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	mod, err := from.Mod(ctx, m)
+	if err == nil {
+		if f.Mod, err = mod.ReadAll(goproxy.MaxModBytes); err == nil {
+			err = goproxy.CheckMod(m, f.Mod)
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	tmp, h1, zipMod, err := spool(ctx, from, m, tempDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if f.Info == nil && f.Mod == nil {
+			return 0, err
+		}
+		return 0, to.Put(ctx, m, f)
+	} else if err != nil {
+		return 0, err
+	}
+	defer os.Remove(tmp.Name())
+	defer tmp.Close()
+	if f.Mod == nil {
+		f.Mod = zipMod
+	} else if !bytes.Equal(f.Mod, zipMod) {
+		return 0, errors.New("the go.mod in the zip is not the .mod file")
+	}
+	st, err := tmp.Stat()
+	if err != nil {
+		return 0, err
+	}
+	f.Zip, f.ZipH1 = tmp, h1
+	return st.Size(), to.Put(ctx, m, f)
+}
+
+// spool writes the zip of m to a temporary file, at whose start it is, and checks it.
+func spool(ctx context.Context, from goproxy.Source, m module.Version, dir string) (_ *os.File, h1 string, mod []byte, err error) {
+	b, err := from.Zip(ctx, m)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	defer b.Close()
+	tmp, err := os.CreateTemp(dir, "transfer-")
+	if err != nil {
+		return nil, "", nil, err
+	}
+	defer func() {
+		if err != nil {
+			tmp.Close()
+			os.Remove(tmp.Name())
+		}
+	}()
+	n, err := io.Copy(tmp, io.LimitReader(b, goproxy.MaxZipBytes+1))
+	if err != nil {
+		return nil, "", nil, err
+	}
+	if b.SizeBytes >= 0 && n != b.SizeBytes {
+		return nil, "", nil, fmt.Errorf("the zip was cut after %d of %d bytes", n, b.SizeBytes)
+	}
+	if h1, mod, err = goproxy.CheckZip(m, tmp.Name()); err != nil {
+		return nil, "", nil, err
+	}
+	_, err = tmp.Seek(0, io.SeekStart)
+	return tmp, h1, mod, err
+}
+
+// Verify reads every complete version of a store again: that its zip is a good one
+// of that version, with the go.mod file that is kept, and, with Options.H1, that both
+// are what the checksum database says. Bad versions are reported to Options.Failed.
+func Verify(ctx context.Context, s storage.Store, o Options) (*Result, error) {
+	return each(ctx, Stored{s}, o, func(ctx context.Context, r *Result, m module.Version) error {
+		if _, err := s.Resolve(ctx, m.Path, m.Version); err != nil {
+			return fmt.Errorf(".info: %w", err)
+		}
+		b, err := s.Mod(ctx, m)
+		if err != nil {
+			return fmt.Errorf(".mod: %w", err)
+		}
+		mod, err := b.ReadAll(goproxy.MaxModBytes)
+		if err != nil {
+			return fmt.Errorf(".mod: %w", err)
+		}
+		tmp, h1, zipMod, err := spool(ctx, s, m, o.TempDir)
+		if err != nil {
+			return fmt.Errorf("zip: %w", err)
+		}
+		if st, err := tmp.Stat(); err == nil {
+			r.Bytes.Add(st.Size())
+		}
+		tmp.Close()
+		os.Remove(tmp.Name())
+		if !bytes.Equal(mod, zipMod) {
+			return errors.New("the go.mod in the zip is not the .mod file")
+		}
+		if o.H1 != nil {
+			modH1, err := goproxy.ModH1(mod)
+			if err != nil {
+				return err
+			}
+			for version, have := range map[string]string{m.Version: h1, m.Version + "/go.mod": modH1} {
+				want, err := o.H1(ctx, m.Path, version)
+				if err != nil {
+					return fmt.Errorf("checksum database: %w", err)
+				}
+				if want != "" && want != have {
+					return fmt.Errorf("checksum mismatch: %s is kept with %s, the checksum database says %s", version, have, want)
+				}
+			}
+		}
+		r.Done.Add(1)
+		return nil
+	})
+}
