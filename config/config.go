@@ -75,6 +75,7 @@ type Config struct {
 	StorageURL    string `key:"storage-url" help:"URL of the storage role, or several with commas, for a process without it."`
 	CrawlerURL    string `key:"crawler-url" help:"URL of the crawler role, or several with commas, for a proxy without it."`
 	InternalToken string `key:"internal-token" secret:"true" help:"Secret that the roles show each other, 16 characters or more. Needed where storage or crawler listens beyond loopback."`
+	RequireHeader string `key:"require-header" secret:"true" help:"NAME=VALUE: the proxy refuses requests without this header, /healthz, /readyz and /metrics apart; it locks an origin to its CDN (X-Azure-FDID=the Front Door's id)."`
 	Upstream      string `key:"upstream" default:"the public mirror, then direct" help:"Whom the crawler asks, in GOPROXY syntax: URLs, direct, off; a comma goes on only after \"not found\", a | after any error. direct is the module's git host."`
 	Private       string `key:"private" help:"Module path patterns, as in GOPRIVATE, that are never looked up in the checksum database."`
 	SumDB         string `key:"sumdb" default:"sum.golang.org" help:"Checksum database, in GOSUMDB syntax: a name, name+key, or either and a URL; off."`
@@ -474,6 +475,9 @@ func (c *Config) validate() (errs []error) {
 	if strings.ContainsFunc(c.InternalToken, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		bad("internal-token", "it has a space, a newline or what is not ASCII, which a header can't carry")
 	}
+	if name, value, ok := strings.Cut(c.RequireHeader, "="); c.RequireHeader != "" && (!ok || !headerName.MatchString(name) || value == "") {
+		bad("require-header", "it is not NAME=VALUE")
+	}
 	if c.DataDir == "" {
 		bad("data-dir", "no home folder is known to put it in: name one")
 	}
@@ -554,6 +558,8 @@ func (c *Config) validateAzure(bad func(key, format string, args ...any)) {
 		bad("cosmos-database", "%q is not a database's name", c.CosmosDatabase)
 	}
 }
+
+var headerName = regexp.MustCompile(`^[A-Za-z0-9-]+$`)
 
 // Source: "Naming and referencing containers, blobs, and metadata", Microsoft.
 var containerName = regexp.MustCompile(`^[a-z0-9](-?[a-z0-9]){2,62}$`)

@@ -357,7 +357,7 @@ func (p *process) addProxy() error {
 	}
 	sumdb := px.ServeSumDB(p.sumdb)
 	return p.servers.Listen(serve.Role{
-		Name: "proxy", Address: cfg.Listen, Ready: p.storageReady,
+		Name: "proxy", Address: cfg.Listen, RequireHeader: cfg.RequireHeader, Ready: p.storageReady,
 		Routes: func(e *echo.Echo) {
 			for _, method := range []string{http.MethodGet, http.MethodHead} {
 				e.Add(method, "/", proxy.ServePage(Version()))

@@ -66,7 +66,7 @@ func New(o Options) *Servers {
 			Buckets: []float64{.0005, .001, .005, .025, .1, .5, 2.5, 10, 60},
 		}, []string{"role", "method", "status"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "athensctl_requests_refused_total", Help: "Requests refused: requests (too many in flight), body (too large, or too slow).",
+			Name: "athensctl_requests_refused_total", Help: "Requests refused: requests (too many in flight), body (too large, or too slow), header (without the one that require-header asks for).",
 		}, []string{"bound"}),
 		conns: prometheus.NewGauge(prometheus.GaugeOpts{Name: "athensctl_connections", Help: "Open connections of clients, idle ones too."}),
 	}
@@ -79,6 +79,8 @@ type Role struct {
 	Name     string
 	Address  string
 	Internal bool // asks for the token
+	// RequireHeader is NAME=VALUE: a request without it is refused; "": none is.
+	RequireHeader string
 	// Ready says why the role cannot work; nil: it can.
 	Ready func(context.Context) error
 	// Routes adds the role's routes.
@@ -191,6 +193,7 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 		status int
 	}
 	observers := newObservers[label]()
+	needName, needValue, _ := strings.Cut(r.RequireHeader, "=")
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) (err error) {
 			start := time.Now()
@@ -218,6 +221,9 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 			case r.Internal && s.o.Token != "" && req.URL.Path != "/healthz" && req.URL.Path != "/readyz" && !s.authorized(req):
 				res.Header().Set("WWW-Authenticate", `Basic realm="athensctl"`)
 				err = goproxy.Errorf(http.StatusUnauthorized, "unauthorized: the internal token is missing or wrong")
+			case needName != "" && !health && subtle.ConstantTimeCompare([]byte(req.Header.Get(needName)), []byte(needValue)) != 1:
+				s.refused.WithLabelValues("header").Inc()
+				err = goproxy.Errorf(http.StatusForbidden, "forbidden: requests come through the CDN in front of this server, which adds a header")
 			default:
 				err = next(c)
 			}

@@ -681,6 +681,7 @@ func TestQuery(t *testing.T) {
 		"SELECT TOP 0 * FROM c":                            "TOP",
 		"SELECT * FROM c WHERE c.free = 1":                 "/free is not indexed",
 		"SELECT * FROM c WHERE c.in.out = 1":               "/in/out is not indexed",
+		"SELECT * FROM c WHERE c.in = 1":                   "/in is not indexed", // /in/* is what is below it
 		"SELECT * FROM c WHERE c.n = 1 OR IS_DEFINED(c.z)": "/z is not indexed",
 		"SELECT * FROM c ORDER BY c.free":                  "/free",
 		"SELECT * FROM c ORDER BY c.n, c.s":                "composite", // neither as it is declared nor its opposite
@@ -775,6 +776,10 @@ func TestInjectAndLog(t *testing.T) {
 	f.create("id", "a", "pk", "p") // the SDK tries again
 	if !slices.Equal(seen, []string{"create item", "create item", "create item"}) {
 		t.Errorf("%v", seen)
+	}
+	fault(1, "read account", Fault{Status: 429, SubStatus: 3200, RetryAfter: 1500 * time.Millisecond})
+	if resp, body := f.raw("GET", "/", ""); resp.StatusCode != 429 || resp.Header.Get("x-ms-retry-after-ms") != "1500" || resp.Header.Get("x-ms-substatus") != "3200" || !strings.Contains(body, "TooManyRequests") {
+		t.Errorf("%d %v %s", resp.StatusCode, resp.Header, body)
 	}
 	fault(9, "create item", Fault{Status: 449})
 	_, err := f.c.CreateItem(ctx, pk("p"), doc("id", "b", "pk", "p"), nil)
