@@ -1,0 +1,90 @@
+{{- define "athensctl.fullname" -}}
+{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- else }}{{- $name := default .Chart.Name .Values.nameOverride }}
+{{- if contains $name .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* Labels of objects; with a role, which selects its pods too: (list $ "proxy"). */}}
+{{- define "athensctl.selector" -}}
+app.kubernetes.io/name: {{ default (index . 0).Chart.Name (index . 0).Values.nameOverride }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+{{- if index . 1 }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+{{- end }}
+
+{{- define "athensctl.labels" -}}
+{{ include "athensctl.selector" . }}
+app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* The roles that run, in the order they are needed. */}}
+{{- define "athensctl.roles" -}}
+storage{{ if ne .Values.networkMode "offline" }},crawler{{ end }},proxy
+{{- end }}
+
+{{- define "athensctl.image" -}}
+{{ .Values.image.repository }}{{ if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ default .Chart.AppVersion .Values.image.tag }}{{ end }}
+{{- end }}
+
+{{- define "athensctl.tokenSecret" -}}
+{{ default (printf "%s-token" (include "athensctl.fullname" .)) .Values.internalToken.existingSecret }}
+{{- end }}
+
+{{- define "athensctl.tokenKey" -}}
+{{ if .Values.internalToken.existingSecret }}{{ .Values.internalToken.key }}{{ else }}token{{ end }}
+{{- end }}
+
+{{- define "athensctl.serviceAccount" -}}
+{{- $root := index . 0 }}{{- $role := index . 1 -}}
+{{ default (printf "%s-%s" (include "athensctl.fullname" $root) $role) (index $root.Values $role).serviceAccount.name }}
+{{- end }}
+
+{{/* A quantity of memory in MiB: 512Mi, 1Gi, 1.5G, bytes. */}}
+{{- define "athensctl.mebibytes" -}}
+{{- $q := toString . }}
+{{- $units := dict "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "k" 1000.0 "M" 1000000.0 "G" 1000000000.0 "T" 1000000000000.0 }}
+{{- $number := regexFind "^[0-9.]+" $q }}
+{{- $unit := regexFind "[A-Za-z]*$" $q }}
+{{- if and $unit (not (hasKey $units $unit)) }}{{ fail (printf "resources: %q is not a quantity of memory such as 512Mi" $q) }}{{ end }}
+{{- $factor := 1.0 }}{{ if $unit }}{{ $factor = get $units $unit }}{{ end }}
+{{- divf (mulf (float64 $number) $factor) 1048576.0 | floor | int }}
+{{- end }}
+
+{{/* The configuration file of a role, as a dictionary in YAML: (list $ "proxy"). */}}
+{{- define "athensctl.config" -}}
+{{- $root := index . 0 }}{{ $role := index . 1 }}{{ $v := $root.Values }}
+{{- $name := include "athensctl.fullname" $root }}
+{{- $c := dict "role" $role "listen" ":3000" "network-mode" $v.networkMode
+      "drain-delay" (printf "%ds" (int $v.drainSeconds)) "drain-timeout" (printf "%ds" (int $v.drainTimeoutSeconds)) "log-format" "json" }}
+{{- if eq $role "storage" }}
+{{- $_ := set $c "store" $v.store.type }}
+{{- if eq $v.store.type "cosmos" }}
+{{- $_ := set $c "cosmos-database" $v.store.cosmos.database }}
+{{- with $v.store.cosmos.endpoint }}{{ $_ := set $c "cosmos-endpoint" . }}{{ end }}
+{{- with $v.store.cosmos.regions }}{{ $_ := set $c "cosmos-regions" . }}{{ end }}
+{{- with $v.store.blob.endpoint }}{{ $_ := set $c "blob-endpoint" . }}{{ end }}
+{{- $_ := set $c "blob-container" $v.store.blob.container }}
+{{- end }}
+{{- else }}
+{{- $_ := set $c "storage-url" (printf "http://%s-storage:3000" $name) }}
+{{- end }}
+{{- if and (eq $role "proxy") (ne $v.networkMode "offline") }}
+{{- $_ := set $c "crawler-url" (printf "http://%s-crawler:3000" $name) }}
+{{- end }}
+{{- if eq $role "proxy" }}
+{{- /* Nine tenths of the volume: the kubelet evicts a pod that fills it. */}}
+{{- $_ := set $c "cache-max-bytes" (printf "%dMiB" (div (mul 9 (include "athensctl.mebibytes" $v.proxy.cacheSize | int)) 10)) }}
+{{- end }}
+{{- if eq $role "crawler" }}
+{{- with $v.upstream }}{{ $_ := set $c "upstream" . }}{{ end }}
+{{- $_ := set $c "inflight-max-bytes" (printf "%dMiB" (div (include "athensctl.mebibytes" $v.crawler.spoolSize | int) 2)) }}
+{{- end }}
+{{- with $v.private }}{{ $_ := set $c "private" . }}{{ end }}
+{{- with $v.sumdb }}{{ $_ := set $c "sumdb" . }}{{ end }}
+{{- range $k, $x := $v.settings }}{{ $_ := set $c $k $x }}{{ end }}
+{{- toYaml $c }}
+{{- end }}
