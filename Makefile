@@ -16,6 +16,10 @@ BIN          = $(CACHE)/$(GOVERSION)
 GOVERSION   := $(shell go env GOVERSION 2>/dev/null || echo no-go)
 STATICCHECK  = $(BIN)/staticcheck-v0.8.2/staticcheck
 GOVULNCHECK  = $(BIN)/govulncheck-v1.9.0/govulncheck
+KUBEVERSION  = v1.35.4
+export HELM        = $(BIN)/helm-v4.3.1/helm
+export KUBECONFORM = $(BIN)/kubeconform-v0.8.0/kubeconform
+export KUBE_SCHEMAS = $(CACHE)/schemas-$(KUBEVERSION)
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,7 +38,7 @@ test-azure: azure ## run the tests of Cosmos DB and Blob Storage alone, against 
 		go test -race -count=1 -timeout 20m ./storage/... ./internal/cosmosfake && \
 		ATHENSCTL_TEST_REQUIRE=1 go test -count=1 -timeout 20m -run Azure ./internal/e2e
 
-tools: packages azure $(STATICCHECK) $(GOVULNCHECK) ## install what the tests and lint need
+tools: packages azure $(STATICCHECK) $(GOVULNCHECK) $(HELM) $(KUBECONFORM) $(KUBE_SCHEMAS) ## install what the tests and lint need
 
 azure:
 	@test/step.sh "npm ci: stand-ins for Azure" test/azure/install.sh $(CACHE)
@@ -47,6 +51,15 @@ $(STATICCHECK):
 
 $(GOVULNCHECK):
 	@GOBIN=$(@D) test/step.sh "install govulncheck" go install golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+$(HELM):
+	@GOBIN=$(@D) test/step.sh "install helm" go install helm.sh/helm/v4/cmd/helm@v4.3.1
+
+$(KUBECONFORM):
+	@GOBIN=$(@D) test/step.sh "install kubeconform" go install github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
+
+$(KUBE_SCHEMAS):
+	@test/step.sh "schemas of Kubernetes $(KUBEVERSION)" test/cluster/schemas.sh $(KUBEVERSION) $@
 
 lint: $(STATICCHECK) $(GOVULNCHECK) ## gofmt, go vet, staticcheck, go mod tidy -diff, govulncheck
 	@test/step.sh "gofmt" test/gofmt.sh

@@ -19,6 +19,7 @@ need ip iproute2
 need unshare util-linux
 need mount mount
 need nginx nginx-light
+need python3 python3
 [ ${#missing[@]} -gt 0 ] || { echo "nothing is missing"; exit 0; }
 
 command -v apt-get >/dev/null || { echo "missing: ${missing[*]} (Debian's names); there is no apt-get here" >&2; exit 1; }
