@@ -103,5 +103,10 @@ func Peer(t testing.TB) string { return url(t, peer) }
 
 // Azurite is the connection string of Microsoft's Azurite, in the same way.
 func Azurite(t testing.TB) string {
-	return fmt.Sprintf("DefaultEndpointsProtocol=http;AccountName=%s;AccountKey=%s;BlobEndpoint=%s/%s;", blobAccount, blobKey, url(t, azurite), blobAccount)
+	return BlobConnection(url(t, azurite))
+}
+
+// BlobConnection is the connection string of an Azurite at that URL.
+func BlobConnection(url string) string {
+	return fmt.Sprintf("DefaultEndpointsProtocol=http;AccountName=%s;AccountKey=%s;BlobEndpoint=%s/%s;", blobAccount, blobKey, url, blobAccount)
 }
