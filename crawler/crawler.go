@@ -149,8 +149,8 @@ func (c *Crawler) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, err
 	return ensure(ctx, c, k, func(ctx context.Context) (*goproxy.Blob, error) { return c.store.Mod(ctx, m) })
 }
 
-// Zip implements goproxy.Source. It sees to it that .info is fetched too, so
-// that the version becomes complete; the go.mod file is in the zip.
+// Zip implements goproxy.Source. The job fetches .info too, so that the version
+// becomes complete; the go.mod file is in the zip.
 func (c *Crawler) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
 	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileZip}
 	return ensure(ctx, c, k, func(ctx context.Context) (*goproxy.Blob, error) { return c.store.Zip(ctx, m) })
@@ -209,14 +209,6 @@ func ensure[T any](ctx context.Context, c *Crawler, k storage.Key, look func(con
 			e := goproxy.NotFound("%s: not kept, and the request says not to fetch it", k)
 			e.NoStore = true
 			return none, e
-		}
-		if k.File == storage.FileZip {
-			info := storage.Key{Path: k.Path, Query: k.Query, File: storage.FileInfo}
-			if _, err := c.store.Resolve(ctx, k.Path, k.Query); errors.Is(err, fs.ErrNotExist) {
-				if err := c.enqueue(ctx, info); err != nil {
-					return none, err
-				}
-			}
 		}
 		if err := c.fetched(ctx, k); err != nil {
 			return none, err

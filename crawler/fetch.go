@@ -40,7 +40,9 @@ func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, 
 	case k.File == storage.FileMod:
 		err = c.fetchMod(ctx, m)
 	case k.File == storage.FileZip:
-		err = c.fetchZip(ctx, m)
+		if err = c.fetchZip(ctx, m); err == nil {
+			c.complete(ctx, m)
+		}
 	default:
 		err = goproxy.Errorf(http.StatusBadRequest, "%s: not something that can be fetched", k)
 	}
@@ -289,6 +291,23 @@ func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
 		return err
 	}
 	return keep(c.store.Put(ctx, m, storage.Files{Mod: mod, Zip: tmp, ZipH1: h1}))
+}
+
+// complete fetches .info where the zip was asked for alone, as a job of its own
+// that this worker does: a git host's answer to the zip holds it. It is for later:
+// who waits for the zip has it, whatever comes of this.
+func (c *Crawler) complete(ctx context.Context, m module.Version) {
+	if _, err := c.store.Resolve(ctx, m.Path, m.Version); !errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileInfo}
+	job, err := c.ledger.Start(ctx, storage.Job{Key: k, Priority: storage.Demand}, c.workerName(), c.o.Lease)
+	if err == nil && job != nil {
+		err = c.run(ctx, job)
+	}
+	if err != nil {
+		c.o.Log.Warn("a version is not complete", "version", m.String(), "err", err)
+	}
 }
 
 // spool writes the zip that s has to tmp, in place of what is there.

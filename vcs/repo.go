@@ -41,6 +41,8 @@ const (
 	treesFor = time.Minute
 	maxRefs  = 100
 	maxTrees = 6
+	maxFiles = 200
+	maxFile  = 32 << 10
 )
 
 // refsOf lists the refs of a repository, as they were not longer ago than maxAge.
@@ -230,12 +232,13 @@ func (s *Source) readFile(ctx context.Context, repo *remote.Repo, commit, name s
 	if !errors.Is(err, fs.ErrNotExist) {
 		return b, err
 	}
-	// Its content was left out: it is fetched alone, or with all others.
-	if o, err := s.git.Fetch(ctx, repo.URL, git.Want{Hashes: []string{e.Hash}}); err == nil {
-		defer o.Close()
-		if b, err := o.ReadBlob(e.Hash, limit); err == nil {
-			return b, nil
-		}
+	// Its content was left out: it is fetched alone, or with all others. Versions
+	// that follow each other often have the same go.mod file.
+	got, err := s.once(ctx, "blob "+repo.URL.String()+" "+e.Hash, func(ctx context.Context) (any, error) {
+		return s.fetchFile(ctx, repo, e.Hash, limit)
+	})
+	if err == nil {
+		return got.([]byte), nil
 	}
 	whole, err := s.treeOf(ctx, repo, commit, true)
 	if err != nil {
@@ -243,6 +246,32 @@ func (s *Source) readFile(ctx context.Context, repo *remote.Repo, commit, name s
 	}
 	defer whole.release()
 	return whole.objects.ReadBlob(e.Hash, limit)
+}
+
+// fetchFile fetches the content of one small file by its hash, unless it is
+// remembered.
+func (s *Source) fetchFile(ctx context.Context, repo *remote.Repo, hash string, limit int64) ([]byte, error) {
+	key := repo.URL.String() + " " + hash // whoever may not read the repository may not read this
+	s.mu.Lock()
+	b, ok := s.files[key]
+	s.mu.Unlock()
+	if ok {
+		return b, nil
+	}
+	o, err := s.git.Fetch(ctx, repo.URL, git.Want{Hashes: []string{hash}})
+	if err != nil {
+		return nil, err
+	}
+	defer o.Close()
+	if b, err = o.ReadBlob(hash, limit); err == nil && len(b) <= maxFile {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.files) >= maxFiles {
+			clear(s.files)
+		}
+		s.files[key] = b
+	}
+	return b, err
 }
 
 // history fetches the commits from which the given ones descend, without their

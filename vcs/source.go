@@ -46,8 +46,9 @@ type Source struct {
 
 	flights singleflight.Group
 	mu      sync.Mutex
-	refs    map[string]*refs // by repository
-	trees   []*tree          // the latest last
+	refs    map[string]*refs  // by repository
+	trees   []*tree           // the latest last
+	files   map[string][]byte // by repository and hash
 }
 
 var _ goproxy.Source = (*Source)(nil)
@@ -59,7 +60,7 @@ func New(r *remote.Remote, o Options) *Source {
 	}
 	return &Source{
 		o: o, remote: r, git: &git.Client{HTTP: r.HTTP(), TempDir: o.TempDir},
-		heavy: semaphore.NewWeighted(int64(o.Heavy)), refs: map[string]*refs{},
+		heavy: semaphore.NewWeighted(int64(o.Heavy)), refs: map[string]*refs{}, files: map[string][]byte{},
 	}
 }
 

@@ -88,7 +88,7 @@ cd "$root/away"; i=0; while [ $i -lt 20 ]; do i=$((i+1)); src f$i.go; commit; ta
 	}
 	n := host.Asked("POST", "/lib/git-upload-pack") - before
 	t.Logf("%d requests to the host for 9 versions", n)
-	if n > 9*4 {
+	if n > 9*2 {
 		t.Errorf("%d requests to the host for 9 versions", n)
 	}
 	for _, p := range f.all() {
