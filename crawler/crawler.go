@@ -91,7 +91,7 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 		inflight: semaphore.NewWeighted(o.InflightBytes),
 		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "athensctl_fetches_total",
-			Help: "Fetches from upstream that ended, by file (list, info, mod, zip) and outcome (ok, kept, refused, retry, failed, lost).",
+			Help: "Fetches from upstream that ended, by file (list, info, mod, zip) and outcome (ok, kept, refused, retry, parked, failed, lost).",
 		}, []string{"file", "outcome"}),
 		queueFull: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "athensctl_crawler_queue_full_total", Help: "Fetches that were refused because the queue was full.",
@@ -368,6 +368,10 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job) error {
 	case job.Attempts < c.o.Attempts && transient(err):
 		outcome = "retry"
 		ended = c.ledger.Retry(endCtx, job, backOff(job.Attempts, err), err)
+	case time.Since(job.Created) < giveUpAfter && transient(err):
+		outcome = "parked"
+		job.Parked = true
+		ended = c.ledger.Retry(endCtx, job, parkFor(job.Attempts-c.o.Attempts, err), err)
 	default:
 		outcome = "failed"
 		ended = c.ledger.Done(endCtx, job, err)
@@ -412,14 +416,28 @@ func transient(err error) bool {
 	return true
 }
 
+// giveUpAfter is how long a job that fails and fails is kept.
+const giveUpAfter = 7 * 24 * time.Hour
+
+// parkFor is 1 minute, 2, 4, … up to 6 hours, and at least what upstream asked for.
+func parkFor(more int, err error) time.Duration {
+	d := min(time.Minute<<min(max(0, more), 10), 6*time.Hour)
+	return max(time.Duration(float64(d)*(0.75+rand.Float64()/2)), retryAfter(err))
+}
+
+// retryAfter is how long an error asks to wait; 0: it does not.
+func retryAfter(err error) time.Duration {
+	var e *goproxy.Error
+	if errors.As(err, &e) {
+		return e.RetryAfter
+	}
+	return 0
+}
+
 // backOff is 1 s, 2 s, 4 s, … up to 5 minutes, a quarter more or less, and at
 // least what upstream asked for.
 func backOff(attempt int, err error) time.Duration {
 	d := min(time.Second<<min(attempt-1, 9), 5*time.Minute)
 	d = time.Duration(float64(d) * (0.75 + rand.Float64()/2))
-	var e *goproxy.Error
-	if errors.As(err, &e) {
-		d = max(d, e.RetryAfter)
-	}
-	return cmp.Or(d, time.Second)
+	return cmp.Or(max(d, retryAfter(err)), time.Second)
 }

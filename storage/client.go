@@ -221,6 +221,18 @@ func (c *Client) Queue(ctx context.Context) (QueueStats, error) {
 	return *a.Stats, nil
 }
 
+// Jobs implements Ledger; at most 10,000.
+func (c *Client) Jobs(ctx context.Context, limit int) ([]Job, error) {
+	a, err := c.call(ctx, "jobs", message{Limit: limit})
+	return a.Jobs, err
+}
+
+// Drop implements Ledger.
+func (c *Client) Drop(ctx context.Context, k Key) error {
+	_, err := c.call(ctx, "drop", message{Key: &k})
+	return err
+}
+
 // Load implements Ledger.
 func (c *Client) Load(ctx context.Context, name string) ([]byte, error) {
 	a, err := c.call(ctx, "load", message{Name: name})

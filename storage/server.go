@@ -294,6 +294,7 @@ type message struct {
 	Since  time.Time
 	Limit  int          `json:",omitempty"`
 	Stats  *QueueStats  `json:",omitempty"`
+	Jobs   []Job        `json:",omitempty"`
 	Feed   []IndexEntry `json:",omitempty"`
 	Yes    bool         `json:",omitempty"` // Enqueue: added; Wait: ask again
 }
@@ -314,6 +315,9 @@ func pointerTo(b []byte) *[]byte {
 	}
 	return &b
 }
+
+// maxJobs bounds one answer: some MB.
+const maxJobs = 10_000
 
 func (s *Server) rpc(c echo.Context) error {
 	r := c.Request()
@@ -368,6 +372,10 @@ func (s *Server) rpc(c echo.Context) error {
 		var stats QueueStats
 		stats, err = s.Ledger.Queue(ctx)
 		a.Stats = &stats
+	case "jobs":
+		a.Jobs, err = s.Ledger.Jobs(ctx, min(q.Limit, maxJobs))
+	case "drop":
+		err = s.Ledger.Drop(ctx, *q.Key)
 	case "load":
 		var b []byte
 		b, err = s.Ledger.Load(ctx, q.Name)

@@ -10,7 +10,9 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net/http"
 	"syscall"
 	"time"
 
@@ -158,6 +160,11 @@ type Job struct {
 	Attempts int    // how often it was claimed
 	LastErr  string // of the last attempt that failed
 
+	// Parked: it has failed too often. Until NotBefore nobody's demand makes it due,
+	// and Wait returns its last error at once.
+	Parked     bool `json:",omitempty"`
+	LastStatus int  `json:",omitempty"` // of LastErr
+
 	NotBefore time.Time // not claimed before
 	Worker    string    // who holds it; "" when nobody does
 	LeaseEnds time.Time // when it may be claimed by another
@@ -174,7 +181,7 @@ type Ledger interface {
 
 	// Enqueue adds a job unless one with its key is queued or claimed; added
 	// says which. An existing job takes the more urgent priority of the two,
-	// and the earlier NotBefore. A full queue is ErrQueueFull.
+	// and the earlier NotBefore, unless it is parked. A full queue is ErrQueueFull.
 	Enqueue(ctx context.Context, j Job) (added bool, err error)
 	// Start is Enqueue and Claim in one step: a job with that key that was not
 	// there is returned, leased to the worker. There was one already: nil, nil,
@@ -189,14 +196,20 @@ type Ledger interface {
 	// Only the latest holder can, before its lease ends or after as long as nobody
 	// has claimed the job; else ErrLeaseLost.
 	Done(ctx context.Context, j *Job, cause error) error
-	// Retry gives the job back, to be claimed after delay; Wait returns cause.
+	// Retry gives the job back, to be claimed after delay, parked until then if
+	// j.Parked says so; Wait returns cause.
 	Retry(ctx context.Context, j *Job, delay time.Duration, cause error) error
 	// Wait waits until the job's present or next attempt ends, whichever
 	// worker ends it, and returns that attempt's error: nil when it went well.
 	// There is no such job: nil at once; then look for the result. An attempt
-	// that ended before the call is not seen. Status, message and RetryAfter
-	// of a *goproxy.Error survive.
+	// that ended before the call is not seen, but for that of a job that is parked.
+	// Status, message and RetryAfter of a *goproxy.Error survive.
 	Wait(ctx context.Context, k Key) error
+	// Jobs returns up to limit jobs of the queue, in no order.
+	Jobs(ctx context.Context, limit int) ([]Job, error)
+	// Drop takes a job out of the queue, whoever works on it; fs.ErrNotExist. Who
+	// waits for it is told that it was dropped.
+	Drop(ctx context.Context, k Key) error
 	// Queue describes the queue for metrics.
 	Queue(ctx context.Context) (QueueStats, error)
 
@@ -236,9 +249,45 @@ func (c *Cause) Err() error {
 	return &goproxy.Error{Status: c.Status, Message: c.Message, RetryAfter: c.RetryAfter}
 }
 
+// Failed notes how an attempt ended.
+func (j *Job) Failed(cause error) {
+	if cause != nil {
+		j.LastErr, j.LastStatus = cause.Error(), goproxy.Status(cause)
+	}
+}
+
+// ParkedErr is what who wants a parked job's result is told at time now; nil when it
+// is not parked.
+func (j *Job) ParkedErr(now time.Time) error {
+	if !j.Parked || !j.NotBefore.After(now) {
+		return nil
+	}
+	return &goproxy.Error{
+		Status: j.LastStatus, RetryAfter: j.NotBefore.Sub(now),
+		Message: fmt.Sprintf("%s (failed %d times, not tried again before %s)", j.LastErr, j.Attempts, j.NotBefore.UTC().Format(time.RFC3339)),
+	}
+}
+
+// ErrDropped is what Wait returns for a job that was dropped.
+var ErrDropped = goproxy.Errorf(http.StatusServiceUnavailable, "the job was dropped by an operator")
+
 // QueueStats describes the queue.
 type QueueStats struct {
-	Jobs    int           // queued or claimed
+	Jobs    int           // queued, claimed or parked
 	Claimed int           // claimed, with a lease that has not ended
-	Oldest  time.Duration // since the oldest job's Created; 0: none
+	Parked  int           // failed too often, and wait for a later try
+	Oldest  time.Duration // since the Created of the oldest job that is not parked; 0: none
+}
+
+// Add counts a job.
+func (s *QueueStats) Add(j *Job, now time.Time) {
+	s.Jobs++
+	switch {
+	case j.ParkedErr(now) != nil:
+		s.Parked++
+		return
+	case j.Worker != "" && j.LeaseEnds.After(now):
+		s.Claimed++
+	}
+	s.Oldest = max(s.Oldest, now.Sub(j.Created))
 }

@@ -34,6 +34,7 @@ type queueMetrics struct{ ledger storage.Ledger }
 
 var (
 	queueJobs    = prometheus.NewDesc("athensctl_queue_jobs", "Jobs in the queue of fetches, claimed ones too.", nil, nil)
+	queueParked  = prometheus.NewDesc("athensctl_queue_parked_jobs", "Jobs that have failed too often and wait for a later try.", nil, nil)
 	queueClaimed = prometheus.NewDesc("athensctl_queue_claimed_jobs", "Jobs that a crawler works on.", nil, nil)
 	queueOldest  = prometheus.NewDesc("athensctl_queue_oldest_seconds", "Age of the oldest job.", nil, nil)
 )
@@ -41,6 +42,7 @@ var (
 func (q queueMetrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- queueJobs
 	ch <- queueClaimed
+	ch <- queueParked
 	ch <- queueOldest
 }
 
@@ -53,7 +55,7 @@ func (q queueMetrics) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	for d, v := range map[*prometheus.Desc]float64{
-		queueJobs: float64(s.Jobs), queueClaimed: float64(s.Claimed), queueOldest: s.Oldest.Seconds(),
+		queueJobs: float64(s.Jobs), queueClaimed: float64(s.Claimed), queueParked: float64(s.Parked), queueOldest: s.Oldest.Seconds(),
 	} {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v)
 	}

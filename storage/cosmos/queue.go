@@ -7,6 +7,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 
+	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/storage"
 )
 
@@ -146,7 +147,7 @@ func (s *Store) Start(ctx context.Context, j storage.Job, worker string, lease t
 }
 
 func (s *Store) claim(j *storage.Job, worker string, lease time.Duration) {
-	j.Worker, j.LeaseEnds = worker, s.now().Add(lease).UTC()
+	j.Worker, j.LeaseEnds, j.Parked = worker, s.now().Add(lease).UTC(), false
 	j.Attempts++
 	j.Fence++
 }
@@ -181,6 +182,10 @@ func (s *Store) add(ctx context.Context, op string, j storage.Job, with func(*st
 		if old.ended() {
 			item = old
 			continue
+		}
+		if old.Job.ParkedErr(s.now()) != nil {
+			s.queue.see(old)
+			return nil, nil
 		}
 		merged := *old
 		merged.Job.Priority = min(old.Job.Priority, j.Priority)
@@ -380,10 +385,8 @@ func (s *Store) Retry(ctx context.Context, j *storage.Job, delay time.Duration, 
 	item, err := s.change(ctx, "retry", j, func(item *jobItem) {
 		item.end(cause)
 		item.Job.Worker, item.Job.LeaseEnds = "", time.Time{}
-		item.Job.NotBefore = s.now().Add(delay).UTC()
-		if cause != nil {
-			item.Job.LastErr = cause.Error()
-		}
+		item.Job.NotBefore, item.Job.Parked = s.now().Add(delay).UTC(), j.Parked
+		item.Job.Failed(cause)
 		item.setDue()
 	})
 	if err != nil {
@@ -466,6 +469,9 @@ func (s *Store) watch(ctx context.Context, k storage.Key, w *waiters) error {
 			return nil
 		case err != nil:
 			return err
+		case ends < 0 && j.Job.ParkedErr(s.now()) != nil:
+			s.queue.wake(k, j.Job.ParkedErr(s.now()))
+			return nil
 		case ends >= 0 && (j.Ends != ends || j.ended()):
 			s.queue.wake(k, j.Result.Err())
 			return nil
@@ -495,13 +501,10 @@ func (q *queue) wake(k storage.Key, err error) {
 func (s *Store) Queue(ctx context.Context) (storage.QueueStats, error) {
 	var stats storage.QueueStats
 	now := s.now()
-	for _, text := range []string{"SELECT c.job.Created, c.job.LeaseEnds, c.job.Worker FROM c WHERE c.due0 > 0", "SELECT c.job.Created, c.job.LeaseEnds, c.job.Worker FROM c WHERE c.due1 > 0"} {
+	const some = "SELECT c.job.Created, c.job.LeaseEnds, c.job.Worker, c.job.Parked, c.job.NotBefore FROM c WHERE "
+	for _, text := range []string{some + "c.due0 > 0", some + "c.due1 > 0"} {
 		err := s.query(ctx, s.ledger, "count", "", text, 1000, nil, decode(func(j *storage.Job) bool {
-			stats.Jobs++
-			if j.Worker != "" && j.LeaseEnds.After(now) {
-				stats.Claimed++
-			}
-			stats.Oldest = max(stats.Oldest, now.Sub(j.Created))
+			stats.Add(j, now)
 			return true
 		}))
 		if err != nil {
@@ -512,4 +515,43 @@ func (s *Store) Queue(ctx context.Context) (storage.QueueStats, error) {
 	s.queue.count, s.queue.counted = stats.Jobs, time.Now()
 	s.queue.mu.Unlock()
 	return stats, nil
+}
+
+// Jobs implements storage.Ledger.
+func (s *Store) Jobs(ctx context.Context, limit int) ([]storage.Job, error) {
+	var jobs []storage.Job
+	for _, text := range []string{"SELECT * FROM c WHERE c.due0 > 0", "SELECT * FROM c WHERE c.due1 > 0"} {
+		if len(jobs) >= limit {
+			break
+		}
+		err := s.query(ctx, s.ledger, "jobs", "", text, 1000, nil, decode(func(j *jobItem) bool {
+			jobs = append(jobs, j.Job)
+			return len(jobs) < limit
+		}))
+		if err != nil {
+			return nil, err
+		}
+	}
+	return jobs, nil
+}
+
+// Drop implements storage.Ledger.
+func (s *Store) Drop(ctx context.Context, k storage.Key) error {
+	for {
+		j, err := s.job(ctx, "drop", k)
+		if err == errAbsent || err == nil && j.ended() {
+			return goproxy.NotFound("%s: there is no such job", k)
+		} else if err != nil {
+			return err
+		}
+		j.end(storage.ErrDropped)
+		j.Due0, j.Due1, j.Job.Worker, j.TTL = 0, 0, "", endedTTL
+		if err := s.put(ctx, "drop", j); err == nil {
+			s.queue.add(-1)
+			s.queue.wake(k, storage.ErrDropped)
+			return nil
+		} else if !changed(err) {
+			return err
+		}
+	}
 }

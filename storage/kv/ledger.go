@@ -155,6 +155,9 @@ func (l *Ledger) add(ctx context.Context, j storage.Job, with func(*storage.Job)
 		if err != nil {
 			return err
 		}
+		if old != nil && old.ParkedErr(l.now()) != nil {
+			return nil
+		}
 		if old != nil {
 			merged := *old
 			merged.Priority = min(old.Priority, j.Priority)
@@ -186,7 +189,7 @@ func (l *Ledger) add(ctx context.Context, j storage.Job, with func(*storage.Job)
 }
 
 func (l *Ledger) claim(j *storage.Job, worker string, lease time.Duration) {
-	j.Worker, j.LeaseEnds = worker, l.now().Add(lease).UTC()
+	j.Worker, j.LeaseEnds, j.Parked = worker, l.now().Add(lease).UTC(), false
 	j.Attempts++
 	j.Fence++
 }
@@ -284,10 +287,8 @@ func (l *Ledger) Retry(ctx context.Context, j *storage.Job, delay time.Duration,
 		}
 		later := *old
 		later.Worker, later.LeaseEnds = "", time.Time{}
-		later.NotBefore = l.now().Add(delay).UTC()
-		if cause != nil {
-			later.LastErr = cause.Error()
-		}
+		later.NotBefore, later.Parked = l.now().Add(delay).UTC(), j.Parked
+		later.Failed(cause)
 		return putJob(tx, old, &later)
 	})
 	if err == nil {
@@ -324,12 +325,66 @@ func (l *Ledger) Wait(ctx context.Context, k storage.Key) error {
 	if err != nil || job == nil {
 		return err
 	}
+	if err := job.ParkedErr(l.now()); err != nil {
+		return err
+	}
 	select {
 	case err := <-ch:
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// Jobs implements storage.Ledger.
+func (l *Ledger) Jobs(ctx context.Context, limit int) (jobs []storage.Job, err error) {
+	err = l.each(func(j *storage.Job) bool {
+		jobs = append(jobs, *j)
+		return len(jobs) < limit && ctx.Err() == nil
+	})
+	return jobs, errors.Join(err, ctx.Err())
+}
+
+// Drop implements storage.Ledger.
+func (l *Ledger) Drop(ctx context.Context, k storage.Key) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	err := l.queue.Update(func(tx Tx) error {
+		old, err := getJob(tx, k)
+		if err != nil {
+			return err
+		}
+		if old == nil {
+			return goproxy.NotFound("%s: there is no such job", k)
+		}
+		if err := setJobCount(tx, max(0, jobCount(tx)-1)); err != nil {
+			return err
+		}
+		return putJob(tx, old, nil)
+	})
+	if err == nil {
+		l.wake(k, storage.ErrDropped)
+	}
+	return err
+}
+
+// each calls f with every job, until it returns false.
+func (l *Ledger) each(f func(*storage.Job) bool) error {
+	return l.queue.View(func(tx Tx) error {
+		var bad error
+		tx.Ascend([]byte{'j'}, func(k, v []byte) bool {
+			if k[0] != 'j' {
+				return false
+			}
+			var j storage.Job
+			if bad = json.Unmarshal(v, &j); bad != nil {
+				return false
+			}
+			return f(&j)
+		})
+		return bad
+	})
 }
 
 func (l *Ledger) unwait(k storage.Key, ch chan error) {
@@ -363,24 +418,9 @@ func (l *Ledger) wake(k storage.Key, cause error) {
 func (l *Ledger) Queue(ctx context.Context) (storage.QueueStats, error) {
 	var s storage.QueueStats
 	now := l.now()
-	err := l.queue.View(func(tx Tx) error {
-		var bad error
-		tx.Ascend([]byte{'j'}, func(k, v []byte) bool {
-			if k[0] != 'j' {
-				return false
-			}
-			var j storage.Job
-			if bad = json.Unmarshal(v, &j); bad != nil {
-				return false
-			}
-			s.Jobs++
-			if j.Worker != "" && j.LeaseEnds.After(now) {
-				s.Claimed++
-			}
-			s.Oldest = max(s.Oldest, now.Sub(j.Created))
-			return true
-		})
-		return bad
+	err := l.each(func(j *storage.Job) bool {
+		s.Add(j, now)
+		return true
 	})
 	return s, err
 }

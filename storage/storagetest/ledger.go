@@ -2,8 +2,10 @@ package storagetest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -116,6 +118,62 @@ func start(t *testing.T, b Backend) {
 	}
 	if j, err := l.Claim(ctx, "a", time.Minute); j == nil || err != nil || j.Key != jobKey(3) {
 		t.Errorf("the job that Start made urgent is not the first: %+v, %v", j, err)
+	}
+}
+
+// A parked job is nobody's until its time, whoever asks, and says why; jobs are
+// listed, and can be dropped.
+func parked(t *testing.T, b Backend) {
+	c := newClock()
+	_, l := b.Open(t, t.TempDir(), c.now)
+	j, err := l.Start(ctx, storage.Job{Key: jobKey(1)}, "a", time.Minute)
+	if j == nil || err != nil {
+		t.Fatalf("Start: %v, %v", j, err)
+	}
+	j.Parked = true
+	must(t, l.Retry(ctx, j, time.Hour, goproxy.Errorf(502, "broken")))
+	if added, err := l.Enqueue(ctx, storage.Job{Key: jobKey(1)}); added || err != nil {
+		t.Errorf("Enqueue of a parked job: %v, %v", added, err)
+	}
+	if j, err := l.Start(ctx, storage.Job{Key: jobKey(1)}, "b", time.Minute); j != nil || err != nil {
+		t.Errorf("Start of a parked job: %+v, %v", j, err)
+	}
+	if j, err := l.Claim(ctx, "b", time.Minute); j != nil || err != nil {
+		t.Errorf("claimed a parked job: %+v, %v", j, err)
+	}
+	wait, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err = l.Wait(wait, jobKey(1))
+	var e *goproxy.Error
+	if goproxy.Status(err) != 502 || !strings.Contains(err.Error(), "broken (failed 1 times") || !errors.As(err, &e) || e.RetryAfter < 59*time.Minute {
+		t.Errorf("Wait for a parked job: %v", err)
+	}
+	_, err = l.Enqueue(ctx, storage.Job{Key: jobKey(2), Priority: storage.Ahead})
+	must(t, err)
+	if q, err := l.Queue(ctx); err != nil || q.Jobs != 2 || q.Parked != 1 {
+		t.Errorf("queue: %+v, %v", q, err)
+	}
+	jobs, err := l.Jobs(ctx, 10)
+	must(t, err)
+	for _, j := range jobs {
+		if j.Parked != (j.Key == jobKey(1)) || j.Parked && (j.LastErr != "broken" || j.Attempts != 1) {
+			t.Errorf("job %+v", j)
+		}
+	}
+	if some, err := l.Jobs(ctx, 1); len(jobs) != 2 || len(some) != 1 || err != nil {
+		t.Errorf("%d jobs, and %d of them when 1 is asked for: %v", len(jobs), len(some), err)
+	}
+	c.advance(61 * time.Minute)
+	if j, err := l.Claim(ctx, "b", time.Minute); j == nil || err != nil || j.Key != jobKey(1) || j.Parked || j.Attempts != 2 {
+		t.Fatalf("after its time: %+v, %v", j, err)
+	} else {
+		must(t, l.Drop(ctx, jobKey(1)))
+		wantErr(t, "Done of a job that was dropped", l.Done(ctx, j, nil), storage.ErrLeaseLost)
+	}
+	must(t, l.Drop(ctx, jobKey(2)))
+	wantErr(t, "Drop of no job", l.Drop(ctx, jobKey(2)), fs.ErrNotExist)
+	if q, err := l.Queue(ctx); err != nil || q.Jobs != 0 {
+		t.Errorf("queue at the end: %+v, %v", q, err)
 	}
 }
 

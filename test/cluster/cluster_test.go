@@ -1,0 +1,547 @@
+//go:build cluster
+
+// Package cluster installs the chart on a real Kubernetes and uses it: run.sh starts
+// the cluster and runs these tests in it.
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/athensctl/athensctl/internal/cosmosfake"
+	"github.com/athensctl/athensctl/internal/testazure"
+)
+
+const (
+	node      = "10.244.0.1" // this host, as pods see it
+	namespace = "modules"
+	ingress   = "http://127.0.0.1:18000" // nginx, as an ingress controller
+	cdn       = "http://127.0.0.1:18001" // varnish, as a CDN
+)
+
+var scratch, chart = os.Getenv("CLUSTER_DIR"), "../../charts/athensctl"
+
+func command(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, stderr.String())
+	}
+	return string(out)
+}
+
+func kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	return command(t, "kubectl", append([]string{"--namespace", namespace}, args...)...)
+}
+
+func helm(t *testing.T, args ...string) string {
+	t.Helper()
+	return command(t, os.Getenv("HELM"), append(args, "--namespace", namespace)...)
+}
+
+// daemon starts a program that ends with the tests.
+func daemon(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	log, err := os.Create(filepath.Join(scratch, "log", filepath.Base(name)+".test.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); cmd.Wait() })
+	return cmd
+}
+
+func eventually(t *testing.T, what string, within time.Duration, ok func() bool) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for !ok() {
+		if time.Since(start) > within {
+			out, _ := exec.Command("kubectl", "--namespace", namespace, "get", "pods", "-o", "wide").CombinedOutput()
+			t.Fatalf("%s: not within %s\n%s", what, within, out)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return time.Since(start)
+}
+
+func status(url string) int {
+	client := &http.Client{Timeout: 5 * time.Second}
+	resp, err := client.Get(url)
+	if err != nil {
+		return 0
+	}
+	defer resp.Body.Close()
+	io.Copy(io.Discard, resp.Body)
+	return resp.StatusCode
+}
+
+// startUpstream serves this machine's module cache to the crawler, with a checksum
+// database of its own, and returns the values that say so.
+func startUpstream(t *testing.T) (sets []string, sumdb string) {
+	t.Helper()
+	binary := filepath.Join(scratch, "testupstream")
+	command(t, "go", "build", "-o", binary, "../../internal/testupstream/cmd/testupstream")
+	cmd := exec.Command(binary, "--listen", node+":18080", "--modcache", strings.TrimSpace(command(t, "go", "env", "GOMODCACHE")))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	var url string
+	for _, into := range []*string{&url, &sumdb} {
+		var line []byte
+		for b := make([]byte, 1); ; line = append(line, b[0]) {
+			if _, err := out.Read(b); err != nil {
+				t.Fatal(err)
+			}
+			if b[0] == '\n' {
+				break
+			}
+		}
+		*into = string(line)
+	}
+	go io.Copy(io.Discard, out)
+	return []string{
+		"image.repository=localhost/athensctl", "image.tag=dev", "image.pullPolicy=Never", "upstream=" + url, "sumdb=" + sumdb,
+		"test.module=golang.org/x/mod@" + version(t, "golang.org/x/mod"),
+	}, sumdb
+}
+
+// version is the one that this repository uses of a module.
+func version(t *testing.T, path string) string {
+	return strings.TrimSpace(command(t, "go", "list", "-m", "-f", "{{.Version}}", path))
+}
+
+func args(sets []string, more ...string) (list []string) {
+	for _, s := range append(append([]string{}, sets...), more...) {
+		list = append(list, "--set-string", strings.ReplaceAll(s, ",", "\\,"))
+	}
+	return list
+}
+
+// startIngress runs nginx as an ingress controller does: its backends are the ready
+// endpoints of the Service, looked at all the time. And varnish before it, as a CDN.
+func startIngress(t *testing.T, service string) {
+	t.Helper()
+	dir := filepath.Join(scratch, "ingress")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	conf := filepath.Join(dir, "nginx.conf")
+	write := func(backends []string) {
+		var servers strings.Builder
+		for _, b := range backends {
+			fmt.Fprintf(&servers, "server %s:3000 max_fails=0;\n", b)
+		}
+		if len(backends) == 0 {
+			servers.WriteString("server 127.0.0.1:1 max_fails=0;\n")
+		}
+		text := fmt.Sprintf(`daemon off; worker_processes 1; pid %[1]s/nginx.pid; error_log %[1]s/error.log; events {}
+http { access_log %[1]s/access.log; proxy_temp_path %[1]s/tmp; client_body_temp_path %[1]s/body; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
+upstream proxy { %[2]s }
+server { listen 127.0.0.1:18000; location / { proxy_pass http://proxy; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_connect_timeout 2s; proxy_next_upstream error timeout; } } }
+`, dir, servers.String())
+		if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ready := func() string {
+		out, err := exec.Command("kubectl", "--namespace", namespace, "get", "endpointslices", "-l", "kubernetes.io/service-name="+service, "-o", `jsonpath={range .items[*].endpoints[?(@.conditions.ready==true)]}{.addresses[0]} {end}`).Output()
+		if err != nil {
+			return "?"
+		}
+		return strings.TrimSpace(string(out))
+	}
+	last := ready()
+	write(strings.Fields(last))
+	nginx := daemon(t, "nginx", "-c", conf)
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	t.Cleanup(func() { stop(); wg.Wait() })
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			if now := ready(); now != "?" && now != last {
+				last = now
+				write(strings.Fields(now))
+				nginx.Process.Signal(syscall.SIGHUP)
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+	})
+	vcl := filepath.Join(dir, "cdn.vcl")
+	// What the headers say is what is cached; ranges are asked in the same way of the
+	// origin's whole file, as Front Door does in 8 MB pieces.
+	os.WriteFile(vcl, []byte(`vcl 4.1;
+backend default { .host = "127.0.0.1"; .port = "18000"; .first_byte_timeout = 60s; }
+sub vcl_deliver { if (obj.hits > 0) { set resp.http.X-Cache = "hit"; } else { set resp.http.X-Cache = "miss"; } }
+sub vcl_backend_response { set beresp.grace = 0s; set beresp.keep = 0s; }
+`), 0o644)
+	daemon(t, "varnishd", "-F", "-a", "127.0.0.1:18001", "-f", vcl, "-n", filepath.Join(dir, "varnish"), "-s", "malloc,256m")
+	eventually(t, "ingress and CDN", 30*time.Second, func() bool { return status(cdn+"/healthz") == 200 })
+}
+
+// origin counts the requests that nginx has seen for a path.
+func origin(t *testing.T, path string) int {
+	b, err := os.ReadFile(filepath.Join(scratch, "ingress", "access.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(b), "GET "+path+" ")
+}
+
+func goCommand(t *testing.T, proxy, sumdb string, args ...string) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, f := range []string{"go.mod", "go.sum"} {
+		b, err := os.ReadFile("../../" + f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, f), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOPROXY="+proxy, "GOSUMDB="+sumdb, "GOMODCACHE="+t.TempDir(), "GOFLAGS=-modcacherw -mod=mod", "GONOSUMDB=", "GONOPROXY=", "GOPRIVATE=", "GOTOOLCHAIN=local")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// downloaded modules, of those that the repository needs.
+var downloads = []string{"golang.org/x/mod", "golang.org/x/sync", "github.com/spf13/cobra", "github.com/spf13/viper", "github.com/labstack/echo/v4", "github.com/prometheus/client_golang", "go.etcd.io/bbolt"}
+
+func install(t *testing.T, sets []string) {
+	t.Helper()
+	start := time.Now()
+	helm(t, append([]string{"install", "site", chart, "--wait", "--timeout", "3m"}, args(sets)...)...)
+	t.Logf("helm install --wait: %.1f s", time.Since(start).Seconds())
+	out := helm(t, "test", "site", "--timeout", "2m")
+	if !strings.Contains(out, "Succeeded") {
+		t.Errorf("helm test: %s", out)
+	}
+}
+
+func TestCluster(t *testing.T) {
+	command(t, "kubectl", "create", "namespace", namespace)
+	command(t, "kubectl", "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/warn=restricted")
+	sets, sumdb := startUpstream(t)
+
+	// The cluster has no provisioner: a volume that the claim finds.
+	pv := filepath.Join(scratch, "pv")
+	if err := os.MkdirAll(pv, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	os.Chmod(pv, 0o777) // fsGroup does nothing for a hostPath
+	volume := exec.Command("kubectl", "apply", "-f", "-")
+	volume.Stdin = strings.NewReader(fmt.Sprintf(`{"apiVersion":"v1","kind":"PersistentVolume","metadata":{"name":"disk"},"spec":{"capacity":{"storage":"100Gi"},"accessModes":["ReadWriteOnce"],"hostPath":{"path":%q}}}`, pv))
+	if out, err := volume.CombinedOutput(); err != nil {
+		t.Fatalf("%s", out)
+	}
+
+	// A server-side dry run of each values file.
+	files, _ := filepath.Glob(chart + "/ci/*-values.yaml")
+	for _, f := range files {
+		rendered := command(t, os.Getenv("HELM"), "template", "dry", chart, "-f", f, "--namespace", namespace,
+			"--set", "metrics.serviceMonitor.enabled=false,metrics.rules.enabled=false,crawler.keda.enabled=false,httpRoute.enabled=false")
+		dry := exec.Command("kubectl", "apply", "--namespace", namespace, "--dry-run=server", "-f", "-")
+		dry.Stdin = strings.NewReader(rendered)
+		if out, err := dry.CombinedOutput(); err != nil || strings.Contains(string(out), "Warning") {
+			t.Errorf("server-side dry run of %s: %v\n%s", f, err, out)
+		}
+	}
+
+	install(t, sets)
+	token := kubectl(t, "get", "secret", "site-athensctl-token", "-o", "jsonpath={.data.token}")
+	startIngress(t, "site-athensctl")
+	for _, through := range []string{ingress, cdn} {
+		for _, path := range downloads {
+			goCommand(t, through, sumdb, "mod", "download", path+"@"+version(t, path))
+		}
+	}
+	t.Run("CDN", func(t *testing.T) { behindCDN(t) })
+	t.Run("Trouble", func(t *testing.T) { trouble(t, sets) })
+
+	if again := kubectl(t, "get", "secret", "site-athensctl-token", "-o", "jsonpath={.data.token}"); again != token {
+		t.Error("the token has changed with an upgrade")
+	}
+	helm(t, "uninstall", "site", "--wait", "--timeout", "2m")
+	left := strings.Fields(kubectl(t, "get", "all,configmap,secret,serviceaccount,pvc,networkpolicy,poddisruptionbudget,ingress", "-l", "app.kubernetes.io/instance=site", "-o", "name"))
+	if len(left) != 1 || !strings.HasPrefix(left[0], "persistentvolumeclaim/") {
+		t.Errorf("uninstall left %v, want the volume alone", left)
+	}
+	t.Run("Azure", func(t *testing.T) { azure(t, sets, sumdb) })
+}
+
+// behindCDN: immutable files reach the origin once, and come when the proxies are
+// gone; a list is asked for again after a minute at most; ranges work.
+func behindCDN(t *testing.T) {
+	mod := "/golang.org/x/mod/@v/" + version(t, "golang.org/x/mod")
+	before := map[string]int{}
+	for _, ext := range []string{".info", ".mod", ".zip"} {
+		if s := status(cdn + mod + ext); s != 200 {
+			t.Fatalf("%s: %d", ext, s)
+		}
+		before[ext] = origin(t, mod+ext)
+		if s := status(cdn + mod + ext); s != 200 {
+			t.Fatalf("%s again: %d", ext, s)
+		}
+		if n := origin(t, mod+ext); n != before[ext] {
+			t.Errorf("the second request of %s reached the origin", ext)
+		}
+	}
+	resp, err := http.Get(cdn + "/golang.org/x/mod/@v/list")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if cc := resp.Header.Get("Cache-Control"); cc != "public, max-age=60" {
+		t.Errorf("list: Cache-Control %q", cc)
+	}
+	// A range in the middle, of the largest zip at hand.
+	req, _ := http.NewRequest("GET", ingress+mod+".zip", nil)
+	req.Header.Set("Range", "bytes=1000-1999")
+	resp, err = http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	part, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if resp.StatusCode != 206 || len(part) != 1000 || !strings.HasPrefix(resp.Header.Get("Content-Range"), "bytes 1000-1999/") {
+		t.Errorf("range: %s, %d bytes, %s", resp.Status, len(part), resp.Header.Get("Content-Range"))
+	}
+	kubectl(t, "scale", "deployment/site-athensctl-proxy", "--replicas=0")
+	eventually(t, "no proxy", time.Minute, func() bool { return status(ingress+"/healthz") != 200 })
+	for _, ext := range []string{".info", ".mod", ".zip"} {
+		if s := status(cdn + mod + ext); s != 200 {
+			t.Errorf("%s without a proxy: %d", ext, s)
+		}
+	}
+	kubectl(t, "scale", "deployment/site-athensctl-proxy", "--replicas=2")
+	kubectl(t, "rollout", "status", "deployment/site-athensctl-proxy", "--timeout=60s")
+	eventually(t, "proxies", time.Minute, func() bool { return status(ingress+"/healthz") == 200 })
+}
+
+// load asks for cached files 50 times a second, until it is stopped.
+type load struct {
+	asked, failed atomic.Int64
+	errs          sync.Map
+	stop          chan struct{}
+	wg            sync.WaitGroup
+}
+
+func startLoad(base string, paths []string) *load {
+	l := &load{stop: make(chan struct{})}
+	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 100}}
+	l.wg.Go(func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-l.stop:
+				return
+			case <-tick.C:
+			}
+			l.wg.Go(func() {
+				l.asked.Add(1)
+				resp, err := client.Get(base + paths[i%len(paths)])
+				if err == nil {
+					_, err = io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+					if err == nil && resp.StatusCode != 200 {
+						err = fmt.Errorf("%s", resp.Status)
+					}
+				}
+				if err != nil {
+					l.failed.Add(1)
+					l.errs.Store(fmt.Sprintf("%s: %v", paths[i%len(paths)], err), true)
+				}
+			})
+		}
+	})
+	return l
+}
+
+func (l *load) end(t *testing.T, what string, recovered time.Duration) {
+	t.Helper()
+	close(l.stop)
+	l.wg.Wait()
+	t.Logf("| %s | %d | %d | %.1f s |", what, l.asked.Load(), l.failed.Load(), recovered.Seconds())
+	if l.failed.Load() > 0 {
+		l.errs.Range(func(k, _ any) bool { t.Errorf("%s: %v", what, k); return true })
+	}
+}
+
+// trouble: whatever happens to pods, what the proxies have is answered.
+func trouble(t *testing.T, sets []string) {
+	var paths []string
+	for _, m := range downloads {
+		for _, ext := range []string{".info", ".mod", ".zip"} {
+			paths = append(paths, "/"+escape(m)+"/@v/"+version(t, m)+ext)
+		}
+	}
+	// Each proxy has all in its cache first.
+	warm := func() {
+		for range 12 {
+			for _, p := range paths {
+				eventually(t, p, 30*time.Second, func() bool { return status(ingress+p) == 200 })
+			}
+		}
+	}
+	warm()
+	settled := func() bool {
+		out, err := exec.Command("kubectl", "--namespace", namespace, "get", "deployments", "-o", "json").Output()
+		var list struct {
+			Items []struct {
+				Spec   struct{ Replicas int }
+				Status struct{ ReadyReplicas, UpdatedReplicas, Replicas int }
+			}
+		}
+		if err != nil || json.Unmarshal(out, &list) != nil {
+			return false
+		}
+		for _, d := range list.Items {
+			if d.Status.ReadyReplicas != d.Spec.Replicas || d.Status.UpdatedReplicas != d.Spec.Replicas || d.Status.Replicas != d.Spec.Replicas {
+				return false
+			}
+		}
+		return true
+	}
+	t.Log("| what | requests | failed | recovered after |")
+	during := func(what, base string, do func()) {
+		t.Helper()
+		l := startLoad(base, paths)
+		time.Sleep(time.Second)
+		do()
+		took := eventually(t, what, 2*time.Minute, settled)
+		time.Sleep(time.Second)
+		l.end(t, what, took)
+	}
+	pods := func(role string) []string {
+		return strings.Fields(kubectl(t, "get", "pods", "-l", "app.kubernetes.io/component="+role, "-o", "name"))
+	}
+	during("rolling upgrade", ingress, func() {
+		helm(t, append([]string{"upgrade", "site", chart, "--wait", "--timeout", "3m"}, args(sets, "settings.log-level=warn")...)...)
+	})
+	during("rollback", ingress, func() { helm(t, "rollback", "site", "1", "--wait", "--timeout", "3m") })
+	warm()
+	for _, role := range []string{"proxy", "storage", "crawler"} {
+		for _, p := range pods(role) {
+			during("deletion of one "+role, ingress, func() { kubectl(t, "delete", p, "--wait=false"); time.Sleep(500 * time.Millisecond) })
+		}
+		warm()
+	}
+	for _, role := range []string{"storage", "crawler"} {
+		during("all of "+role+" deleted", ingress, func() {
+			kubectl(t, "delete", "pods", "-l", "app.kubernetes.io/component="+role, "--wait=false")
+			time.Sleep(500 * time.Millisecond)
+		})
+	}
+	for _, p := range paths {
+		status(cdn + p)
+	}
+	during("all proxies deleted, through the CDN", cdn, func() {
+		kubectl(t, "delete", "pods", "-l", "app.kubernetes.io/component=proxy", "--wait=false")
+		time.Sleep(500 * time.Millisecond)
+	})
+	warm()
+	for _, role := range []string{"storage", "crawler", "proxy"} {
+		during("kill -9 in a "+role, ingress, func() {
+			uid := kubectl(t, "get", pods(role)[0], "-o", "jsonpath={.metadata.uid}")
+			if n := killIn(t, uid); n == 0 {
+				t.Errorf("no process of pod %s", uid)
+			}
+			time.Sleep(500 * time.Millisecond)
+		})
+	}
+}
+
+// killIn kills athensctl in a pod.
+func killIn(t *testing.T, uid string) (killed int) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		group, _ := os.ReadFile(f)
+		cmdline, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "cmdline"))
+		if strings.Contains(string(group), uid) && strings.HasPrefix(string(cmdline), "/athensctl\x00") {
+			var pid int
+			fmt.Sscan(filepath.Base(filepath.Dir(f)), &pid)
+			if syscall.Kill(pid, syscall.SIGKILL) == nil {
+				killed++
+			}
+		}
+	}
+	return killed
+}
+
+func escape(path string) string {
+	var b strings.Builder
+	for _, r := range path {
+		if 'A' <= r && r <= 'Z' {
+			b.WriteByte('!')
+			r += 'a' - 'A'
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
+// azure: the same chart with Cosmos DB and Blob Storage, that is their stand-ins, and
+// two storage replicas.
+func azure(t *testing.T, sets []string, sumdb string) {
+	ln, err := net.Listen("tcp", node+":18081")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: &cosmosfake.Server{Key: testazure.CosmosKey, Serverless: true}}
+	go srv.Serve(ln)
+	t.Cleanup(func() { srv.Close() })
+	endpoint := "http://" + node + ":18081"
+	bin, err := filepath.Abs("../azure/node_modules/.bin/azurite-blob")
+	if err != nil {
+		t.Fatal(err)
+	}
+	daemon(t, bin, "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent", "--location", t.TempDir(), "--blobHost", node, "--blobPort", "18082")
+	connection := testazure.BlobConnection("http://" + node + ":18082")
+	eventually(t, "azurite", time.Minute, func() bool { return status("http://"+node+":18082/") != 0 })
+	binary := filepath.Join(scratch, "athensctl")
+	command(t, "go", "build", "-o", binary, "../..")
+	t.Log(command(t, binary, "storage", "init", "--store=cosmos", "--cosmos-endpoint="+endpoint, "--cosmos-key="+testazure.CosmosKey, "--blob-connection-string="+connection))
+	kubectl(t, "create", "secret", "generic", "azure", "--from-literal=cosmos-key="+testazure.CosmosKey, "--from-literal=blob-connection-string="+connection)
+	install(t, append(sets, "store.type=cosmos", "store.cosmos.endpoint="+endpoint, "store.existingSecret=azure"))
+	startIngress(t, "site-athensctl")
+	for _, path := range downloads {
+		goCommand(t, ingress, sumdb, "mod", "download", path+"@"+version(t, path))
+	}
+	helm(t, "uninstall", "site", "--wait", "--timeout", "2m")
+}
