@@ -218,6 +218,10 @@ func (p *Proxy) fetch(ctx context.Context, k storage.Key, get func(context.Conte
 		generation := p.generation.Load()
 		tier := "storage"
 		v, err := get(ctx, p.store)
+		for end := time.Now().Add(min(storageWait, p.o.FetchTimeout)); isAway(ctx, err) && time.Now().Before(end); {
+			time.Sleep(storagePause)
+			v, err = get(ctx, p.store)
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			if !p.mayFetch(ctx) {
 				return nil, notKept(k)
@@ -240,6 +244,22 @@ func (p *Proxy) fetch(ctx context.Context, k storage.Key, get func(context.Conte
 		}
 		return v, nil
 	})
+}
+
+// A storage that restarts is waited for: a proxy that has just started has nothing
+// else to answer from.
+const (
+	storageWait  = 20 * time.Second
+	storagePause = 250 * time.Millisecond
+)
+
+// isAway: storage has not answered, which says nothing of what it keeps.
+func isAway(ctx context.Context, err error) bool {
+	switch goproxy.Status(err) {
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return ctx.Err() == nil
+	}
+	return false
 }
 
 func (p *Proxy) mayFetch(ctx context.Context) bool {

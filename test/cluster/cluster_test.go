@@ -70,7 +70,13 @@ func daemon(t *testing.T, name string, args ...string) *exec.Cmd {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); cmd.Wait() })
+	t.Cleanup(func() {
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		cmd.Wait()
+		if said, _ := os.ReadFile(log.Name()); t.Failed() && len(said) > 0 {
+			t.Logf("%s said:\n%s", name, said[max(0, len(said)-4000):])
+		}
+	})
 	return cmd
 }
 
@@ -293,10 +299,10 @@ func TestCluster(t *testing.T) {
 		t.Error("the token has changed with an upgrade")
 	}
 	helm(t, "uninstall", "site", "--wait", "--timeout", "2m")
-	left := strings.Fields(kubectl(t, "get", "all,configmap,secret,serviceaccount,pvc,networkpolicy,poddisruptionbudget,ingress", "-l", "app.kubernetes.io/instance=site", "-o", "name"))
-	if len(left) != 1 || !strings.HasPrefix(left[0], "persistentvolumeclaim/") {
-		t.Errorf("uninstall left %v, want the volume alone", left)
-	}
+	eventually(t, "uninstall leaves nothing but the volume", time.Minute, func() bool {
+		left := strings.Fields(kubectl(t, "get", "all,configmap,secret,serviceaccount,pvc,networkpolicy,poddisruptionbudget,ingress", "-l", "app.kubernetes.io/instance=site", "-o", "name"))
+		return len(left) == 1 && strings.HasPrefix(left[0], "persistentvolumeclaim/")
+	})
 	t.Run("Azure", func(t *testing.T) { azure(t, sets, sumdb) })
 }
 
@@ -373,10 +379,11 @@ func startLoad(base string, paths []string) *load {
 				l.asked.Add(1)
 				resp, err := client.Get(base + paths[i%len(paths)])
 				if err == nil {
-					_, err = io.Copy(io.Discard, resp.Body)
+					said := []byte{}
+					said, err = io.ReadAll(resp.Body)
 					resp.Body.Close()
 					if err == nil && resp.StatusCode != 200 {
-						err = fmt.Errorf("%s", resp.Status)
+						err = fmt.Errorf("%s from %s: %.300s", resp.Status, resp.Header.Get("Server"), said)
 					}
 				}
 				if err != nil {
@@ -531,7 +538,7 @@ func azure(t *testing.T, sets []string, sumdb string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	daemon(t, bin, "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent", "--location", t.TempDir(), "--blobHost", node, "--blobPort", "18082")
+	daemon(t, bin, "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent", "--blobHost", node, "--blobPort", "18082")
 	connection := testazure.BlobConnection("http://" + node + ":18082")
 	eventually(t, "azurite", time.Minute, func() bool { return status("http://"+node+":18082/") != 0 })
 	binary := filepath.Join(scratch, "athensctl")
