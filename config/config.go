@@ -68,6 +68,7 @@ type Config struct {
 	CosmosConnectionString string `key:"cosmos-connection-string" secret:"true" help:"AccountEndpoint=…;AccountKey=…; in place of cosmos-endpoint and cosmos-key."`
 	CosmosDatabase         string `key:"cosmos-database" default:"athensctl" help:"Name of the database; athensctl storage init makes it, or Terraform."`
 	CosmosRegions          List   `key:"cosmos-regions" help:"Regions of the account to read from, the nearest first."`
+	CosmosBackgroundUnits  int    `key:"cosmos-background-units" default:"0" zero:"true" help:"Request units a second that each storage process spends on what is fetched ahead of demand, so that it takes none from readers; 0: no bound."`
 	BlobEndpoint           string `key:"blob-endpoint" help:"URL of the Blob Storage account that keeps the zips: https://NAME.blob.core.windows.net. Without it, and without a connection string, zips are kept in Cosmos DB."`
 	BlobContainer          string `key:"blob-container" default:"modules" help:"Name of the container for zips."`
 	BlobConnectionString   string `key:"blob-connection-string" secret:"true" help:"AccountName=…;AccountKey=…;EndpointSuffix=… in place of blob-endpoint and an identity."`
@@ -95,6 +96,19 @@ type Config struct {
 	FetchTimeout       time.Duration `key:"fetch-timeout" default:"50s" help:"How long a request waits for a fetch, which goes on behind."`
 	FetchTimeoutStatus int           `key:"fetch-timeout-status" default:"504" help:"The answer then: 504, or 404 as the public mirror does, which sends clients with ,direct on."`
 	UpstreamTimeout    time.Duration `key:"upstream-timeout" default:"30s" help:"How long upstream may take to answer, and to pause in a body."`
+
+	RefreshAhead    time.Duration `key:"refresh-ahead" default:"72h" zero:"true" help:"For so long after a version list was last asked for, the crawler looks at it again before it is older than list-max-stale; 0s: never."`
+	CrawlIndex      List          `key:"crawl-index" help:"Index feeds that the crawler follows: URLs of servers with /index (another athensctl, the public index). What they announce is fetched ahead of demand."`
+	CrawlIndexSince string        `key:"crawl-index-since" default:"now" help:"Where a feed is followed from that was not followed before: now, beginning, or a time such as 2026-01-31T00:00:00Z."`
+	CrawlCatalog    List          `key:"crawl-catalog" help:"Catalogs that the crawler walks, for the modules in them: store (what is kept here), or URLs of servers with /catalog (an Athens, another athensctl)."`
+	CrawlEvery      time.Duration `key:"crawl-every" default:"24h" help:"From one walk of a catalog to the next."`
+	CrawlPoll       time.Duration `key:"crawl-poll" default:"1m" help:"Between two looks at the end of a feed."`
+	CrawlMatch      string        `key:"crawl-match" help:"Module path patterns, as in GOPRIVATE: of feeds and catalogs, these are fetched; empty: all."`
+	CrawlVersions   string        `key:"crawl-versions" default:"1" help:"Which versions of a catalog's module are fetched: the latest so many, minor (the latest of each minor line), or all."`
+	CrawlParallel   int           `key:"crawl-parallel" default:"8" help:"Modules that each feed, each catalog and the refreshing of lists fetch at once."`
+	WebhookSecret   string        `key:"webhook-secret" secret:"true" help:"Secret that git hosts sign their pushes with, at /webhook of the proxy; the roles proxy and crawler need it. Empty: there is no /webhook."`
+	HostConnections int           `key:"host-connections" default:"32" help:"Requests at once to one host on the internet, for each crawler; those ahead of demand have half of them."`
+	HostRate        int           `key:"host-rate" default:"0" zero:"true" help:"Requests a second to one host on the internet, for each crawler; 0: as many as come."`
 
 	CacheMaxBytes     Bytes         `key:"cache-max-bytes" default:"10GiB" help:"Most that the proxy's cache takes on disk."`
 	CacheMemoryBytes  Bytes         `key:"cache-memory-bytes" default:"32MiB" help:"Most that the proxy's cache takes in memory."`
@@ -223,7 +237,9 @@ func Load(flags *pflag.FlagSet, environ []string) (*Config, error) {
 		}
 	}
 	// The matcher takes spaces literally: "a, b" would not cover b.
-	c.Private = strings.Join(strings.FieldsFunc(c.Private, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }), ",")
+	for _, p := range []*string{&c.Private, &c.CrawlMatch} {
+		*p = strings.Join(strings.FieldsFunc(*p, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }), ",")
+	}
 	if len(errs) == 0 {
 		errs = c.validate()
 	}
@@ -353,7 +369,7 @@ func set(v reflect.Value, f field, text string) error {
 		v.SetBool(b)
 	case int:
 		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
+		if err != nil || n < 0 || n == 0 && !f.zero {
 			return fmt.Errorf("%q is not a number above 0", text)
 		}
 		v.SetInt(int64(n))
@@ -405,6 +421,21 @@ func defaultDataDir() string {
 
 // Settings returns each value in force, secrets masked, and where it came from.
 func (c *Config) Settings() []Setting { return c.settings }
+
+// IndexSince is the time that crawl-index-since stands for at time now.
+func (c *Config) IndexSince(now time.Time) (time.Time, error) {
+	switch c.CrawlIndexSince {
+	case "now":
+		return now, nil
+	case "beginning":
+		return time.Time{}, nil
+	}
+	t, err := time.Parse(time.RFC3339, c.CrawlIndexSince)
+	if err != nil {
+		return t, fmt.Errorf("%q is not now, beginning or a time such as 2026-01-31T00:00:00Z", c.CrawlIndexSince)
+	}
+	return t, nil
+}
 
 // Roles of the settings, in a fixed order.
 var Roles = []string{"proxy", "storage", "crawler"}
@@ -511,10 +542,28 @@ func (c *Config) validate() (errs []error) {
 	if _, err := ParseUpstream(c.Upstream); err != nil {
 		bad("upstream", "%w", err)
 	}
-	for p := range strings.SplitSeq(c.Private, ",") {
-		if _, err := path.Match(p, ""); err != nil || strings.Contains(p, "://") {
-			bad("private", "%q is not a pattern of module paths such as git.example.com/*", p)
+	for key, patterns := range map[string]string{"private": c.Private, "crawl-match": c.CrawlMatch} {
+		for p := range strings.SplitSeq(patterns, ",") {
+			if _, err := path.Match(p, ""); err != nil || strings.Contains(p, "://") {
+				bad(key, "%q is not a pattern of module paths such as git.example.com/*", p)
+			}
 		}
+	}
+	for key, list := range map[string]List{"crawl-index": c.CrawlIndex, "crawl-catalog": c.CrawlCatalog} {
+		for _, u := range list {
+			if _, err := parseURL(u); err != nil && (key == "crawl-index" || u != "store") {
+				bad(key, "%w", err)
+			}
+		}
+	}
+	if _, err := c.IndexSince(time.Time{}); err != nil {
+		bad("crawl-index-since", "%w", err)
+	}
+	if n, err := strconv.Atoi(c.CrawlVersions); c.CrawlVersions != "all" && c.CrawlVersions != "minor" && (err != nil || n < 0) {
+		bad("crawl-versions", "%q is not a number, minor or all", c.CrawlVersions)
+	}
+	if n := len(c.WebhookSecret); n > 0 && n < 16 {
+		bad("webhook-secret", "it has %d characters; at least 16 are needed", n)
 	}
 	if !validSumDB(c.SumDB) {
 		bad("sumdb", "%q is not sum.golang.org or name+hash+key, and perhaps a URL after a space, nor off", userinfo.ReplaceAllString(c.SumDB, "://********@"))

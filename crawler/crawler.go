@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/fleet"
 	"github.com/athensctl/athensctl/storage"
 )
 
@@ -53,6 +54,7 @@ type Options struct {
 	InflightBytes int64         // bytes of zips being fetched at once
 	Lease         time.Duration // after which another crawler takes a dead one's job
 	Attempts      int           // of one job
+	Ahead         Ahead
 	Metrics       prometheus.Registerer
 	Log           *slog.Logger
 }
@@ -70,6 +72,9 @@ type Crawler struct {
 	outcomes   *prometheus.CounterVec
 	mismatches prometheus.Counter
 	queueFull  prometheus.Counter
+	ahead      *prometheus.CounterVec
+	feedTime   *prometheus.GaugeVec
+	refresh    refresher
 	busy       atomic.Int64
 	bytes      atomic.Int64
 	claims     atomic.Uint64
@@ -91,11 +96,19 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 		inflight: semaphore.NewWeighted(o.InflightBytes),
 		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "athensctl_fetches_total",
-			Help: "Fetches from upstream that ended, by file (list, info, mod, zip) and outcome (ok, kept, refused, retry, parked, failed, lost).",
+			Help: "Fetches from upstream that ended, by file (list, info, mod, zip) and outcome (ok, kept, refused, retry, held, parked, failed, lost).",
 		}, []string{"file", "outcome"}),
 		queueFull: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "athensctl_crawler_queue_full_total", Help: "Fetches that were refused because the queue was full.",
 		}),
+		ahead: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "athensctl_ahead_total",
+			Help: "Lists and versions that were looked at ahead of demand, by outcome (brought, kept, refused, failed, invalid).",
+		}, []string{"outcome"}),
+		feedTime: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "athensctl_feed_timestamp_seconds", Help: "Up to when an index feed was followed, seconds since 1970.",
+		}, []string{"feed"}),
+		refresh: refresher{lists: map[string]*watched{}},
 		mismatches: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "athensctl_checksum_mismatches_total",
 			Help: "Files that upstream has with another content than the checksum database says; none was kept.",
@@ -105,7 +118,7 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 		gauge := func(name, help string, v *atomic.Int64) prometheus.Collector {
 			return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(v.Load()) })
 		}
-		o.Metrics.MustRegister(c.outcomes, c.mismatches, c.queueFull,
+		o.Metrics.MustRegister(c.outcomes, c.mismatches, c.queueFull, c.ahead, c.feedTime,
 			gauge("athensctl_crawler_busy_workers", "Fetches going on.", &c.busy),
 			gauge("athensctl_crawler_inflight_bytes", "Bytes of zips being fetched.", &c.bytes))
 	}
@@ -115,6 +128,7 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 // List implements goproxy.Source: the list as fresh as Freshness says.
 func (c *Crawler) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
 	k := storage.Key{Path: path, File: storage.FileList}
+	c.watch(path)
 	return ensure(ctx, c, k, func(ctx context.Context) (*goproxy.VersionList, error) {
 		known, err := c.known(ctx, k)
 		if err != nil {
@@ -249,11 +263,15 @@ func (c *Crawler) fetched(ctx context.Context, k storage.Key) error {
 
 func (c *Crawler) enqueue(ctx context.Context, k storage.Key) error {
 	_, err := c.ledger.Enqueue(ctx, storage.Job{Key: k, Priority: storage.Demand})
+	c.wakeWorker()
+	return c.countFull(err)
+}
+
+func (c *Crawler) wakeWorker() {
 	select {
 	case c.nudge <- struct{}{}:
 	default: // as many as there are workers are on their way
 	}
-	return c.countFull(err)
 }
 
 func (c *Crawler) countFull(err error) error {
@@ -272,6 +290,21 @@ func (c *Crawler) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for range c.o.Workers {
 		wg.Go(func() { c.work(ctx) })
+	}
+	ahead := fleet.WithBackground(ctx)
+	a := c.o.Ahead
+	for _, feed := range a.Feeds {
+		wg.Go(func() {
+			c.every(ahead, a.Poll, "follow "+feed.Name, func(ctx context.Context) error { return c.follow(ctx, feed) })
+		})
+	}
+	for _, catalog := range a.Catalogs {
+		wg.Go(func() {
+			c.every(ahead, min(a.Every, time.Minute), "walk "+catalog.Name, func(ctx context.Context) error { return c.walk(ctx, catalog) })
+		})
+	}
+	if a.Refresh > 0 {
+		wg.Go(func() { c.every(ahead, time.Second, "refresh ahead", c.refreshDue) })
 	}
 	wg.Wait()
 	// No worker is hired any more; those that were end.
@@ -345,7 +378,11 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job) error {
 	jobCtx, cancel := context.WithCancelCause(ctx)
 	var beat sync.WaitGroup
 	beat.Go(func() { c.heartbeat(jobCtx, cancel, job) })
-	outcome, err := c.fetch(jobCtx, job)
+	fetchCtx := jobCtx
+	if job.Priority != storage.Demand {
+		fetchCtx = fleet.WithBackground(jobCtx)
+	}
+	outcome, err := c.fetch(fetchCtx, job)
 	lost := context.Cause(jobCtx)
 	cancel(nil)
 	beat.Wait()
@@ -363,6 +400,9 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job) error {
 		ended = c.ledger.Retry(endCtx, job, 0, err)
 	case errors.Is(lost, storage.ErrLeaseLost):
 		ended = lost
+	case isNotSent(err) && time.Since(job.Created) < giveUpAfter:
+		outcome = "held" // no attempt at all
+		ended = c.ledger.Retry(endCtx, job, backOff(1, err), err)
 	case outcome == "refused":
 		ended = c.ledger.Done(endCtx, job, err)
 	case job.Attempts < c.o.Attempts && transient(err):

@@ -28,6 +28,9 @@ func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, 
 	if done, err := c.isDone(ctx, job, canonical); err != nil {
 		return "", err
 	} else if done {
+		if k.File == storage.FileZip {
+			c.complete(ctx, m) // a crash may have come between the two
+		}
 		return "kept", nil
 	}
 	switch {

@@ -23,6 +23,7 @@ type changing struct {
 	info    *goproxy.Info
 	err     error // a refusal
 	checked time.Time
+	looked  time.Time // when the ledger said so
 }
 
 // List implements goproxy.Source: from what is known, as fresh as Options say.
@@ -92,9 +93,9 @@ func (p *Proxy) current(ctx context.Context, k storage.Key) (a *changing, stale 
 	if v, ok := p.memory.get(k); ok {
 		a, _ = v.(*changing)
 	}
-	if a == nil || time.Since(a.checked) >= p.o.Freshness {
-		// Another proxy may have had it refreshed.
-		if known := p.fromLedger(ctx, k); known != nil && (a == nil || known.checked.After(a.checked)) {
+	if a == nil || time.Since(a.looked) >= p.o.ListRemember || time.Since(a.checked) >= p.o.Freshness {
+		// Another proxy, or a push, may have had it refreshed, or have made it old.
+		if known := p.fromLedger(ctx, k); known != nil && (a == nil || !known.checked.Equal(a.checked) || a.looked != known.looked) {
 			a = known
 			p.rememberChanging(k, a)
 			p.count("storage", k)
@@ -166,7 +167,7 @@ func (p *Proxy) fromLedger(ctx context.Context, k storage.Key) *changing {
 		return nil
 	}
 	known := v.(*storage.Known)
-	a := &changing{checked: known.Checked}
+	a := &changing{checked: known.Checked, looked: time.Now()}
 	switch {
 	case known.RefusedStatus != 0:
 		a.err = &goproxy.Error{Status: known.RefusedStatus, Message: known.Refused}
@@ -184,7 +185,7 @@ func (p *Proxy) fromLedger(ctx context.Context, k storage.Key) *changing {
 // refresh asks the crawler and remembers its answer.
 func (p *Proxy) refresh(ctx context.Context, k storage.Key) (*changing, error) {
 	v, err := p.share(ctx, k, func(ctx context.Context) (any, error) {
-		a := &changing{checked: time.Now()}
+		a := &changing{checked: time.Now(), looked: time.Now()}
 		var err error
 		if k.File == storage.FileList {
 			if a.list, err = p.crawler.List(ctx, k.Path); err == nil && !a.list.Checked.IsZero() {

@@ -35,6 +35,7 @@ type Options struct {
 	Freshness    time.Duration // a list is served without a question
 	ListMaxStale time.Duration // a list is served while it is refreshed behind
 	ListWait     time.Duration // how long a request waits for the refresh of an older one
+	ListRemember time.Duration // how long what the ledger says is believed without looking again; at most Freshness
 	FetchTimeout time.Duration // how long a request waits for the crawler
 	// FetchTimeoutStatus is what it gets then: 504 or 404.
 	FetchTimeoutStatus int

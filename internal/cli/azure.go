@@ -40,7 +40,7 @@ func (p *process) openCosmos() (*cosmos.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := cosmos.Options{TempDir: tmp, QueueMax: p.cfg.QueueMax, Metrics: p.registry, Log: p.log}
+	o := cosmos.Options{TempDir: tmp, QueueMax: p.cfg.QueueMax, BackgroundUnits: p.cfg.CosmosBackgroundUnits, Metrics: p.registry, Log: p.log}
 	if a.blob != nil {
 		if o.Zips, err = blob.Open(ctx, *a.blob); err != nil {
 			return nil, err

@@ -85,7 +85,7 @@ func command(environ []string, stderr io.Writer) *cobra.Command {
 	}
 	config.Flags(serve.Flags())
 	config.Flags(show.Flags())
-	root.AddCommand(serve, show, storageCommand(environ), doctorCommand(environ), warmCommand(environ, stderr), &cobra.Command{
+	root.AddCommand(serve, show, storageCommand(environ), doctorCommand(environ), warmCommand(environ, stderr), queueCommand(environ, stderr), &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		Args:  cobra.NoArgs,

@@ -49,6 +49,7 @@ type process struct {
 	ledger  storage.Ledger
 	crawler goproxy.Source
 	sumdb   *proxy.SumDB
+	webhook func(context.Context, http.Header, []byte) error
 }
 
 func newProcess(cfg *config.Config, log *slog.Logger) *process {
@@ -186,6 +187,7 @@ func (p *process) addCrawler() error {
 		t := fleet.New(urls, cfg.InternalToken)
 		c := &goproxy.Client{Base: t.Base(), HTTP: &http.Client{Transport: t}, IdleTimeout: cfg.UpstreamTimeout}
 		p.crawler = c
+		p.webhook = forwardWebhook(t)
 		p.setSumDB(func(ctx context.Context, path string) ([]byte, error) {
 			resp, err := c.Get(ctx, "/sumdb"+path)
 			if err != nil {
@@ -199,11 +201,12 @@ func (p *process) addCrawler() error {
 	if cfg.NetworkMode == proxy.Offline {
 		return nil
 	}
-	upstream := &http.Client{Transport: &http.Transport{
+	bounds := crawler.NewHosts(crawler.HostOptions{Connections: cfg.HostConnections, Rate: float64(cfg.HostRate), Metrics: p.registry})
+	upstream := &http.Client{Transport: bounds.Wrap(&http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: cfg.Workers,
 		ResponseHeaderTimeout: cfg.UpstreamTimeout, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
 		DisableCompression: true,
-	}}
+	})}
 	sumdb, err := crawler.NewSumDB(cfg.SumDB, upstream, proxies(cfg), p.ledger, cfg.IsPrivate)
 	if err != nil {
 		return err
@@ -212,15 +215,16 @@ func (p *process) addCrawler() error {
 	if err != nil {
 		return err
 	}
-	hosts, err := gitHosts(cfg, tmp)
+	remote, err := gitRemote(cfg, bounds)
 	if err != nil {
 		return err
 	}
+	hosts := vcs.New(remote, vcs.Options{TempDir: tmp})
 	p.closers = append(p.closers, hosts.Close)
 	o := crawler.Options{
 		Origins: origins(cfg, upstream, hosts), TempDir: tmp, Freshness: cfg.Freshness,
 		Workers: cfg.Workers, ZipWorkers: cfg.ZipWorkers, InflightBytes: int64(cfg.InflightMaxBytes),
-		Lease: cfg.JobLease, Attempts: cfg.JobAttempts, Metrics: p.registry, Log: p.log,
+		Lease: cfg.JobLease, Attempts: cfg.JobAttempts, Ahead: p.ahead(upstream), Metrics: p.registry, Log: p.log,
 	}
 	host, _ := os.Hostname()
 	o.Name = fmt.Sprintf("%s-%d-%s", host, os.Getpid(), fleet.NewID(3))
@@ -230,6 +234,7 @@ func (p *process) addCrawler() error {
 	}
 	c := crawler.New(p.store, p.ledger, o)
 	p.crawler = c
+	p.webhook = takeWebhook(cfg.WebhookSecret, remote, c)
 	p.work = append(p.work, c.Run)
 	if cfg.Address("crawler") == "" {
 		return nil
@@ -247,6 +252,7 @@ func (p *process) addCrawler() error {
 				}
 				return ctx.Blob(http.StatusOK, "application/octet-stream", b)
 			})
+			p.serveWebhook(e)
 			e.Any("/*", goproxy.Handler(c))
 		},
 	})
@@ -286,19 +292,15 @@ func origins(cfg *config.Config, client *http.Client, hosts goproxy.Source) (lis
 	return list
 }
 
-// gitHosts is the source of what comes from git hosts.
-func gitHosts(cfg *config.Config, tmp string) (*vcs.Source, error) {
+// gitRemote reaches git hosts.
+func gitRemote(cfg *config.Config, bounds *crawler.Hosts) (*remote.Remote, error) {
 	netrc, err := readNetrc(cfg.VCSNetrc)
 	if err != nil {
 		return nil, err
 	}
-	r, err := remote.New(remote.Options{
-		InsteadOf: cfg.VCSInsteadOf, AllowHosts: cfg.VCSAllowHost, Insecure: cfg.VCSInsecure, Tokens: cfg.VCSTokens, Netrc: netrc,
+	return remote.New(remote.Options{
+		InsteadOf: cfg.VCSInsteadOf, AllowHosts: cfg.VCSAllowHost, Insecure: cfg.VCSInsecure, Tokens: cfg.VCSTokens, Netrc: netrc, Wrap: bounds.Wrap,
 	})
-	if err != nil {
-		return nil, err
-	}
-	return vcs.New(r, vcs.Options{TempDir: tmp}), nil
 }
 
 // readNetrc reads the file that is named, or the user's where none is and there is
@@ -344,7 +346,7 @@ func (p *process) addProxy() error {
 	}
 	px, err := proxy.New(p.store, p.ledger, p.crawler, proxy.Options{
 		Mode: cfg.NetworkMode, Freshness: cfg.Freshness, ListMaxStale: cfg.ListMaxStale, ListWait: cfg.ListWait,
-		FetchTimeout: cfg.FetchTimeout, FetchTimeoutStatus: cfg.FetchTimeoutStatus, MaxWaiting: cfg.MaxWaiting,
+		ListRemember: listRemember(cfg), FetchTimeout: cfg.FetchTimeout, FetchTimeoutStatus: cfg.FetchTimeoutStatus, MaxWaiting: cfg.MaxWaiting,
 		CacheDir: cfg.CacheDir, CacheBytes: int64(cfg.CacheMaxBytes), MemoryBytes: int64(cfg.CacheMemoryBytes),
 		Metrics: p.registry, Log: p.log,
 	})
@@ -367,6 +369,7 @@ func (p *process) addProxy() error {
 					e.Add(method, "/index", func(c echo.Context) error { return storage.ServeIndex(c, p.store) })
 				}
 			}
+			p.serveWebhook(e)
 			e.Any("/*", goproxy.Handler(px))
 		},
 	})

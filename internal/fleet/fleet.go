@@ -24,13 +24,28 @@ const (
 	HeaderTimeout = "Athensctl-Timeout"
 	// HeaderTrace is the W3C trace context. Source: https://www.w3.org/TR/trace-context/.
 	HeaderTrace = "Traceparent"
+	// HeaderPriority is "u=7" on what nobody waits for.
+	// Source: https://www.rfc-editor.org/rfc/rfc9218.
+	HeaderPriority = "Priority"
+	background     = "u=7"
 )
 
 // Call is what a request carries through the roles.
 type Call struct {
-	RequestID string
-	Trace     string // traceparent
+	RequestID  string
+	Trace      string // traceparent
+	Background bool   // nobody waits for it: it may wait for others
 }
+
+// WithBackground marks a context's Call.
+func WithBackground(ctx context.Context) context.Context {
+	c := CallOf(ctx)
+	c.Background = true
+	return WithCall(ctx, c)
+}
+
+// IsBackground reports whether a request is so marked.
+func IsBackground(h http.Header) bool { return h.Get(HeaderPriority) == background }
 
 type callKey struct{}
 
@@ -105,6 +120,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		if call.RequestID != "" {
 			r.Header.Set(HeaderRequestID, call.RequestID)
+		}
+		if call.Background {
+			r.Header.Set(HeaderPriority, background)
 		}
 		if ValidTrace(call.Trace) {
 			r.Header.Set(HeaderTrace, call.Trace[:36]+NewID(8)+call.Trace[52:])

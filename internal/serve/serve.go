@@ -203,6 +203,7 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 				call.RequestID = fleet.NewID(8)
 			}
 			res.Header()["X-Request-Id"] = []string{call.RequestID}
+			call.Background = r.Internal && fleet.IsBackground(req.Header)
 			ctx := fleet.WithCall(req.Context(), call)
 			if r.Internal {
 				if ms, err := strconv.ParseInt(req.Header.Get(fleet.HeaderTimeout), 10, 64); err == nil && ms > 0 && ms < 1<<40 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"regexp"
@@ -16,6 +17,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/fleet"
@@ -44,6 +46,7 @@ type account struct {
 	http            *http.Client
 	modules, ledger *azcosmos.ContainerClient
 	patience        time.Duration // how long one operation is tried
+	background      *rate.Limiter // units a second for what nobody waits for; nil: no bound
 	units           *prometheus.CounterVec
 	answers         *prometheus.CounterVec
 }
@@ -58,6 +61,9 @@ const attemptTimeout = 15 * time.Second
 // Retry-After. Source: Microsoft's "Designing resilient applications with Azure
 // Cosmos DB SDKs", its table of status codes.
 func (a *account) try(ctx context.Context, op string, f func(context.Context) (azcosmos.Response, error)) error {
+	if err := a.afford(ctx, op); err != nil {
+		return err
+	}
 	deadline := time.Now().Add(a.patience)
 	for attempt := 0; ; attempt++ {
 		if err := ctx.Err(); err != nil {
@@ -68,6 +74,7 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 		cancel()
 		if err == nil {
 			a.count(op, "ok", resp.RequestCharge)
+			a.spend(ctx, resp.RequestCharge)
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -89,6 +96,7 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 				charge, _ = strconv.ParseFloat(re.RawResponse.Header.Get("x-ms-request-charge"), 32)
 			}
 			a.count(op, strconv.Itoa(re.StatusCode), float32(charge))
+			a.spend(ctx, float32(charge))
 			switch re.StatusCode {
 			case http.StatusNotFound:
 				return errAbsent
@@ -116,6 +124,30 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			return ctx.Err()
 		case <-time.After(pause):
 		}
+	}
+}
+
+// afford waits until what was spent in the background is paid off. What an operation
+// costs is known only afterwards.
+func (a *account) afford(ctx context.Context, op string) error {
+	if a.background == nil || !fleet.CallOf(ctx).Background {
+		return nil
+	}
+	if err := a.background.WaitN(ctx, 1); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return goproxy.Busy(5*time.Second, "Cosmos DB (%s): the units for work in the background are spent (setting cosmos-background-units)", op)
+	}
+	return nil
+}
+
+func (a *account) spend(ctx context.Context, charge float32) {
+	if a.background == nil || !fleet.CallOf(ctx).Background {
+		return
+	}
+	for left := int(math.Ceil(float64(charge))); left > 0; left -= a.background.Burst() {
+		a.background.ReserveN(time.Now(), min(left, a.background.Burst()))
 	}
 }
 

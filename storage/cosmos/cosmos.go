@@ -42,6 +42,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/athensctl/athensctl/storage"
 )
@@ -127,14 +128,16 @@ type Zips interface {
 
 // Options of Open. The zero value is good.
 type Options struct {
-	Zips     Zips             // nil: chunks in Cosmos DB
-	TempDir  string           // takes zips that can't be read twice; "": the system's
-	QueueMax int              // bounds the jobs in the queue, roughly: replicas count by themselves; 0: no bound
-	Patience time.Duration    // how long one operation is tried; 0: 20 s
-	PageSize int              // entries in a page of a feed; 0: 100,000
-	Now      func() time.Time // nil: time.Now
-	Metrics  prometheus.Registerer
-	Log      *slog.Logger // nil: slog.Default
+	Zips     Zips          // nil: chunks in Cosmos DB
+	TempDir  string        // takes zips that can't be read twice; "": the system's
+	QueueMax int           // bounds the jobs in the queue, roughly: replicas count by themselves; 0: no bound
+	Patience time.Duration // how long one operation is tried; 0: 20 s
+	// BackgroundUnits a second are spent on what nobody waits for; 0: no bound.
+	BackgroundUnits int
+	PageSize        int              // entries in a page of a feed; 0: 100,000
+	Now             func() time.Time // nil: time.Now
+	Metrics         prometheus.Registerer
+	Log             *slog.Logger // nil: slog.Default
 }
 
 // Store is the Cosmos DB backend: a storage.Store and a storage.Ledger.
@@ -184,6 +187,9 @@ func Open(ctx context.Context, a Account, o Options) (*Store, error) {
 		answers: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "athensctl_cosmos_requests_total", Help: "Requests to Cosmos DB, by operation and status (none: no answer).",
 		}, []string{"operation", "status"}),
+	}
+	if o.BackgroundUnits > 0 {
+		acc.background = rate.NewLimiter(rate.Limit(o.BackgroundUnits), o.BackgroundUnits)
 	}
 	if acc.modules, err = client.NewContainer(a.Database, ModulesContainer); err != nil {
 		return nil, fmt.Errorf("cosmos-database: %w", err)

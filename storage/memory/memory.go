@@ -106,22 +106,24 @@ func (s *Store) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error
 
 // Put implements storage.Store.
 func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) error {
+	for _, small := range []struct {
+		name    storage.File
+		content []byte
+	}{{storage.FileInfo, f.Info}, {storage.FileMod, f.Mod}} {
+		if small.content == nil {
+			continue
+		}
+		if err := s.put(ctx, m, small.name, small.content); err != nil {
+			return err
+		}
+	}
+	// The zip last: where it is kept, so is what came with it.
 	if f.Zip != nil {
 		zip, err := io.ReadAll(f.Zip)
 		if err != nil {
 			return fmt.Errorf("put %s (zip): %w", m, err)
 		}
 		if err := s.put(ctx, m, storage.FileZip, zip); err != nil {
-			return err
-		}
-	}
-	if f.Info != nil {
-		if err := s.put(ctx, m, storage.FileInfo, f.Info); err != nil {
-			return err
-		}
-	}
-	if f.Mod != nil {
-		if err := s.put(ctx, m, storage.FileMod, f.Mod); err != nil {
 			return err
 		}
 	}

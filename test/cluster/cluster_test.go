@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -293,7 +294,14 @@ func TestCluster(t *testing.T) {
 		}
 	}
 	t.Run("CDN", func(t *testing.T) { behindCDN(t) })
+	listed, list := time.Now(), "/golang.org/x/mod/@v/list"
+	status(cdn + list)
+	before := origin(t, list)
 	t.Run("Trouble", func(t *testing.T) { trouble(t, sets) })
+	time.Sleep(time.Until(listed.Add(61 * time.Second)))
+	if status(cdn + list); origin(t, list) == before {
+		t.Error("a list that the CDN has had for more than a minute was not asked for again")
+	}
 
 	if again := kubectl(t, "get", "secret", "site-athensctl-token", "-o", "jsonpath={.data.token}"); again != token {
 		t.Error("the token has changed with an upgrade")
@@ -343,6 +351,7 @@ func behindCDN(t *testing.T) {
 	if resp.StatusCode != 206 || len(part) != 1000 || !strings.HasPrefix(resp.Header.Get("Content-Range"), "bytes 1000-1999/") {
 		t.Errorf("range: %s, %d bytes, %s", resp.Status, len(part), resp.Header.Get("Content-Range"))
 	}
+	ranges(t)
 	kubectl(t, "scale", "deployment/site-athensctl-proxy", "--replicas=0")
 	eventually(t, "no proxy", time.Minute, func() bool { return status(ingress+"/healthz") != 200 })
 	for _, ext := range []string{".info", ".mod", ".zip"} {
@@ -353,6 +362,48 @@ func behindCDN(t *testing.T) {
 	kubectl(t, "scale", "deployment/site-athensctl-proxy", "--replicas=2")
 	kubectl(t, "rollout", "status", "deployment/site-athensctl-proxy", "--timeout=60s")
 	eventually(t, "proxies", time.Minute, func() bool { return status(ingress+"/healthz") == 200 })
+}
+
+// ranges: a large zip in pieces of 8 MB, as Front Door asks for it, is the zip.
+func ranges(t *testing.T) {
+	root := filepath.Join(strings.TrimSpace(command(t, "go", "env", "GOMODCACHE")), "cache", "download")
+	var largest string
+	var size int64
+	filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, ".zip") && !strings.Contains(path, "toolchain@") && !strings.Contains(path, "golang.org/toolchain") {
+			if st, err := d.Info(); err == nil && st.Size() > size {
+				largest, size = path, st.Size()
+			}
+		}
+		return nil
+	})
+	if size < 9<<20 {
+		t.Fatalf("the largest zip of this machine's module cache has %d bytes: it is not cut in pieces", size)
+	}
+	want, err := os.ReadFile(largest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := strings.TrimPrefix(largest, root)
+	var got []byte
+	for from := int64(0); from < size; from += 8 << 20 {
+		req, _ := http.NewRequest("GET", ingress+path, nil)
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, from+8<<20-1))
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		part, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != 206 {
+			t.Fatalf("%s from %d: %s, %v: %.200s", path, from, resp.Status, err, part)
+		}
+		got = append(got, part...)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s in pieces has %d bytes, and not those of the whole, %d", path, len(got), size)
+	}
+	t.Logf("%s: %d bytes in pieces of 8 MB", path, size)
 }
 
 // load asks for cached files 50 times a second, until it is stopped.
@@ -451,8 +502,24 @@ func trouble(t *testing.T, sets []string) {
 		time.Sleep(time.Second)
 		l.end(t, what, took)
 	}
-	pods := func(role string) []string {
-		return strings.Fields(kubectl(t, "get", "pods", "-l", "app.kubernetes.io/component="+role, "-o", "name"))
+	pods := func(role string) (names []string) {
+		var list struct {
+			Items []struct {
+				Metadata struct {
+					Name              string
+					DeletionTimestamp string
+				}
+			}
+		}
+		if err := json.Unmarshal([]byte(kubectl(t, "get", "pods", "-l", "app.kubernetes.io/component="+role, "-o", "json")), &list); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range list.Items {
+			if p.Metadata.DeletionTimestamp == "" {
+				names = append(names, "pod/"+p.Metadata.Name)
+			}
+		}
+		return names
 	}
 	during("rolling upgrade", ingress, func() {
 		helm(t, append([]string{"upgrade", "site", chart, "--wait", "--timeout", "3m"}, args(sets, "settings.log-level=warn")...)...)
@@ -477,6 +544,18 @@ func trouble(t *testing.T, sets []string) {
 	during("all proxies deleted, through the CDN", cdn, func() {
 		kubectl(t, "delete", "pods", "-l", "app.kubernetes.io/component=proxy", "--wait=false")
 		time.Sleep(500 * time.Millisecond)
+	})
+	warm()
+	// A crawler that gets no more memory than it takes to start, while modules are
+	// asked for that nobody has.
+	tight := args(sets, "crawler.resources.limits.memory=24Mi", "crawler.resources.requests.memory=24Mi")
+	during("a crawler at its memory limit", ingress, func() {
+		helm(t, append([]string{"upgrade", "site", chart, "--timeout", "3m"}, tight...)...)
+		for _, m := range []string{"github.com/Azure/azure-sdk-for-go/sdk/azcore", "github.com/go-git/go-git/v5", "go.yaml.in/yaml/v3", "golang.org/x/tools", "golang.org/x/term"} {
+			t.Logf("%s: %d", m, status(ingress+"/"+escape(m)+"/@v/"+version(t, m)+".zip"))
+		}
+		t.Log(kubectl(t, "get", "pods", "-l", "app.kubernetes.io/component=crawler"))
+		helm(t, append([]string{"upgrade", "site", chart, "--wait", "--timeout", "3m"}, args(sets)...)...)
 	})
 	warm()
 	for _, role := range []string{"storage", "crawler", "proxy"} {
@@ -546,7 +625,7 @@ func azure(t *testing.T, sets []string, sumdb string) {
 	t.Log(command(t, binary, "storage", "init", "--store=cosmos", "--cosmos-endpoint="+endpoint, "--cosmos-key="+testazure.CosmosKey, "--blob-connection-string="+connection))
 	kubectl(t, "create", "secret", "generic", "azure", "--from-literal=cosmos-key="+testazure.CosmosKey, "--from-literal=blob-connection-string="+connection)
 	install(t, append(sets, "store.type=cosmos", "store.cosmos.endpoint="+endpoint, "store.existingSecret=azure"))
-	startIngress(t, "site-athensctl")
+	eventually(t, "ingress", 30*time.Second, func() bool { return status(ingress+"/healthz") == 200 })
 	for _, path := range downloads {
 		goCommand(t, ingress, sumdb, "mod", "download", path+"@"+version(t, path))
 	}

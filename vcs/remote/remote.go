@@ -37,6 +37,8 @@ type Options struct {
 	// beginning of host/path. The longest wins, before Netrc.
 	Tokens []string
 	Netrc  string // the content of a netrc file
+	// Wrap bounds what is asked of each host; nil: nothing does.
+	Wrap func(http.RoundTripper) http.RoundTripper
 	// Dial is for tests; nil dials.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -112,6 +114,18 @@ func (r *Remote) Rewrite(rawURL string) string {
 	return rawURL
 }
 
+// Module is the URL of a repository as its module path: Rewrite, undone.
+func (r *Remote) Module(rawURL string) string {
+	for _, rule := range r.insteadOf {
+		if rest, ok := strings.CutPrefix(rawURL, rule[1]); ok {
+			rawURL = rule[0] + rest
+			break
+		}
+	}
+	_, path, _ := strings.Cut(rawURL, "://")
+	return path
+}
+
 func (r *Remote) insecure(modulePath string) bool {
 	return module.MatchPrefixPatterns(r.o.Insecure, modulePath)
 }
@@ -126,6 +140,10 @@ func (r *Remote) transport() http.RoundTripper {
 		TLSHandshakeTimeout: dialTimeout, MaxResponseHeaderBytes: 64 << 10,
 		DialContext: r.dial,
 	}
+	bounded := http.RoundTripper(t)
+	if r.o.Wrap != nil {
+		bounded = r.o.Wrap(t)
+	}
 	return roundTripper(func(req *http.Request) (*http.Response, error) {
 		host := req.URL.Host
 		switch {
@@ -138,7 +156,7 @@ func (r *Remote) transport() http.RoundTripper {
 		if a, err := netip.ParseAddr(strings.Trim(req.URL.Hostname(), "[]")); err == nil && !r.allowed(host) && !public(a) {
 			return nil, forbidden(host, a)
 		}
-		return r.withCredentials(t).RoundTrip(req)
+		return r.withCredentials(bounded).RoundTrip(req)
 	})
 }
 

@@ -1,0 +1,95 @@
+package crawler
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/semver"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+)
+
+// Pushed brings what is known of the modules of a repository up to date, when
+// somebody has pushed a tag or a branch: the lists and the answers that were asked for
+// before, and the new version. root is the repository as a module path. It takes no
+// longer than a fetch.
+func (c *Crawler) Pushed(ctx context.Context, root, tag, branch string) error {
+	var errs []error
+	for _, m := range modulesOf(root, tag) {
+		list := storage.Key{Path: m.Path, File: storage.FileList}
+		latest := storage.Key{Path: m.Path, Query: goproxy.Latest, File: storage.FileInfo}
+		keys := []storage.Key{latest}
+		if tag != "" {
+			keys = append(keys, list)
+		}
+		if branch != "" {
+			keys = append(keys, storage.Key{Path: m.Path, Query: branch, File: storage.FileInfo})
+		}
+		for _, k := range keys {
+			if err := c.pushed(ctx, k, m.Version); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// pushed renews one answer, if somebody has asked for it. A fetch that began before
+// the push may have the old answer: the new version has to be there.
+func (c *Crawler) pushed(ctx context.Context, k storage.Key, version string) error {
+	for try := range 4 {
+		err := c.renew(ctx, k)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || version == "" || k.File != storage.FileList {
+			return err
+		}
+		known, err := c.ledger.Known(ctx, k)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(known.Versions, version) {
+			c.countAhead(k.Path, nil)
+			// Its files, before somebody asks; nobody waits for them.
+			_, err := c.ledger.Enqueue(ctx, storage.Job{Key: storage.Key{Path: k.Path, Query: version, File: storage.FileZip}, Priority: storage.Ahead})
+			c.wakeWorker()
+			return err
+		}
+		if !sleep(ctx, time.Duration(try+1)*200*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+	return nil // it was removed, or is not the module's
+}
+
+// modulesOf are the modules whose versions a tag may be: sub/v2.1.0 of
+// example.com/r is v2.1.0 of example.com/r/sub/v2, or v2.1.0+incompatible of
+// example.com/r/sub. Without a tag they are the module at the root.
+func modulesOf(root, tag string) (list []module.Version) {
+	dir, version := path.Split(tag)
+	if tag != "" && (!semver.IsValid(version) || semver.Canonical(version) != version) {
+		return nil
+	}
+	major := semver.Major(version)
+	// A path with .git is the repository's in so many words.
+	for _, base := range []string{root, root + ".git"} {
+		p := strings.TrimSuffix(base+"/"+dir, "/")
+		switch {
+		case tag == "":
+			list = append(list, module.Version{Path: p})
+		case major == "v0", major == "v1":
+			list = append(list, module.Version{Path: p, Version: version})
+		default:
+			list = append(list, module.Version{Path: p + "/" + major, Version: version}, module.Version{Path: p, Version: version + "+incompatible"})
+		}
+	}
+	return list
+}
