@@ -401,7 +401,8 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job) error {
 	case errors.Is(lost, storage.ErrLeaseLost):
 		ended = lost
 	case isNotSent(err) && time.Since(job.Created) < giveUpAfter:
-		outcome = "held" // no attempt at all
+		outcome = "held"
+		job.Attempts-- // it was none
 		ended = c.ledger.Retry(endCtx, job, backOff(1, err), err)
 	case outcome == "refused":
 		ended = c.ledger.Done(endCtx, job, err)

@@ -35,7 +35,7 @@ type Options struct {
 	Freshness    time.Duration // a list is served without a question
 	ListMaxStale time.Duration // a list is served while it is refreshed behind
 	ListWait     time.Duration // how long a request waits for the refresh of an older one
-	ListRemember time.Duration // how long what the ledger says is believed without looking again; at most Freshness
+	ListRemember time.Duration // how long what the ledger says is believed without looking again; 0: Freshness
 	FetchTimeout time.Duration // how long a request waits for the crawler
 	// FetchTimeoutStatus is what it gets then: 504 or 404.
 	FetchTimeoutStatus int
@@ -80,6 +80,9 @@ var _ goproxy.Source = (*Proxy)(nil)
 
 // New returns a proxy. crawler is nil in offline mode.
 func New(store storage.Store, ledger storage.Ledger, crawler goproxy.Source, o Options) (*Proxy, error) {
+	if o.ListRemember <= 0 {
+		o.ListRemember = o.Freshness
+	}
 	disk, err := openDiskCache(o.CacheDir, o.CacheBytes)
 	if err != nil {
 		return nil, err

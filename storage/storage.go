@@ -196,8 +196,8 @@ type Ledger interface {
 	// Only the latest holder can, before its lease ends or after as long as nobody
 	// has claimed the job; else ErrLeaseLost.
 	Done(ctx context.Context, j *Job, cause error) error
-	// Retry gives the job back, to be claimed after delay, parked until then if
-	// j.Parked says so; Wait returns cause.
+	// Retry gives the job back, with its Attempts and Parked as they are in j, to be
+	// claimed after delay; Wait returns cause.
 	Retry(ctx context.Context, j *Job, delay time.Duration, cause error) error
 	// Wait waits until the job's present or next attempt ends, whichever
 	// worker ends it, and returns that attempt's error: nil when it went well.

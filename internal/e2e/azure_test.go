@@ -118,8 +118,8 @@ func TestAzure(t *testing.T) {
 func catalogOf(t *testing.T, url string) map[string]bool {
 	t.Helper()
 	whole := map[string]bool{}
-	for token := ""; ; {
-		_, body, _ := get(t, url+"/catalog?pagesize=1000&token="+token)
+	for next := ""; ; {
+		_, body, _ := get(t, url+"/catalog?pagesize=1000&token="+next)
 		var page struct {
 			Modules []struct{ Module, Version string }
 			Next    string
@@ -130,7 +130,7 @@ func catalogOf(t *testing.T, url string) map[string]bool {
 		for _, m := range page.Modules {
 			whole[m.Module+"@"+m.Version] = true
 		}
-		if token = page.Next; token == "" {
+		if next = page.Next; next == "" {
 			return whole
 		}
 	}

@@ -385,7 +385,7 @@ func (s *Store) Retry(ctx context.Context, j *storage.Job, delay time.Duration, 
 	item, err := s.change(ctx, "retry", j, func(item *jobItem) {
 		item.end(cause)
 		item.Job.Worker, item.Job.LeaseEnds = "", time.Time{}
-		item.Job.NotBefore, item.Job.Parked = s.now().Add(delay).UTC(), j.Parked
+		item.Job.NotBefore, item.Job.Parked, item.Job.Attempts = s.now().Add(delay).UTC(), j.Parked, j.Attempts
 		item.Job.Failed(cause)
 		item.setDue()
 	})

@@ -287,7 +287,7 @@ func (l *Ledger) Retry(ctx context.Context, j *storage.Job, delay time.Duration,
 		}
 		later := *old
 		later.Worker, later.LeaseEnds = "", time.Time{}
-		later.NotBefore, later.Parked = l.now().Add(delay).UTC(), j.Parked
+		later.NotBefore, later.Parked, later.Attempts = l.now().Add(delay).UTC(), j.Parked, j.Attempts
 		later.Failed(cause)
 		return putJob(tx, old, &later)
 	})

@@ -130,7 +130,7 @@ func parked(t *testing.T, b Backend) {
 	if j == nil || err != nil {
 		t.Fatalf("Start: %v, %v", j, err)
 	}
-	j.Parked = true
+	j.Parked, j.Attempts = true, 7
 	must(t, l.Retry(ctx, j, time.Hour, goproxy.Errorf(502, "broken")))
 	if added, err := l.Enqueue(ctx, storage.Job{Key: jobKey(1)}); added || err != nil {
 		t.Errorf("Enqueue of a parked job: %v, %v", added, err)
@@ -145,7 +145,7 @@ func parked(t *testing.T, b Backend) {
 	defer cancel()
 	err = l.Wait(wait, jobKey(1))
 	var e *goproxy.Error
-	if goproxy.Status(err) != 502 || !strings.Contains(err.Error(), "broken (failed 1 times") || !errors.As(err, &e) || e.RetryAfter < 59*time.Minute {
+	if goproxy.Status(err) != 502 || !strings.Contains(err.Error(), "broken (failed 7 times") || !errors.As(err, &e) || e.RetryAfter < 59*time.Minute {
 		t.Errorf("Wait for a parked job: %v", err)
 	}
 	_, err = l.Enqueue(ctx, storage.Job{Key: jobKey(2), Priority: storage.Ahead})
@@ -156,7 +156,7 @@ func parked(t *testing.T, b Backend) {
 	jobs, err := l.Jobs(ctx, 10)
 	must(t, err)
 	for _, j := range jobs {
-		if j.Parked != (j.Key == jobKey(1)) || j.Parked && (j.LastErr != "broken" || j.Attempts != 1) {
+		if j.Parked != (j.Key == jobKey(1)) || j.Parked && (j.LastErr != "broken" || j.Attempts != 7) {
 			t.Errorf("job %+v", j)
 		}
 	}
@@ -164,7 +164,7 @@ func parked(t *testing.T, b Backend) {
 		t.Errorf("%d jobs, and %d of them when 1 is asked for: %v", len(jobs), len(some), err)
 	}
 	c.advance(61 * time.Minute)
-	if j, err := l.Claim(ctx, "b", time.Minute); j == nil || err != nil || j.Key != jobKey(1) || j.Parked || j.Attempts != 2 {
+	if j, err := l.Claim(ctx, "b", time.Minute); j == nil || err != nil || j.Key != jobKey(1) || j.Parked || j.Attempts != 8 {
 		t.Fatalf("after its time: %+v, %v", j, err)
 	} else {
 		must(t, l.Drop(ctx, jobKey(1)))

@@ -546,16 +546,21 @@ func trouble(t *testing.T, sets []string) {
 		time.Sleep(500 * time.Millisecond)
 	})
 	warm()
-	// A crawler that gets no more memory than it takes to start, while modules are
-	// asked for that nobody has.
-	tight := args(sets, "crawler.resources.limits.memory=24Mi", "crawler.resources.requests.memory=24Mi")
+	// A crawler that gets hardly more memory than it takes to start, while modules are
+	// asked for that nobody has: it is killed for it, again and again.
 	during("a crawler at its memory limit", ingress, func() {
-		helm(t, append([]string{"upgrade", "site", chart, "--timeout", "3m"}, tight...)...)
+		limits := func(memory string) {
+			kubectl(t, "set", "resources", "deployment/site-athensctl-crawler", "--limits=memory="+memory, "--requests=memory="+memory)
+		}
+		had := kubectl(t, "get", "deployment/site-athensctl-crawler", "-o", "jsonpath={.spec.template.spec.containers[0].resources.limits.memory}")
+		limits("16Mi")
+		kubectl(t, "rollout", "status", "deployment/site-athensctl-crawler", "--timeout=60s")
 		for _, m := range []string{"github.com/Azure/azure-sdk-for-go/sdk/azcore", "github.com/go-git/go-git/v5", "go.yaml.in/yaml/v3", "golang.org/x/tools", "golang.org/x/term"} {
 			t.Logf("%s: %d", m, status(ingress+"/"+escape(m)+"/@v/"+version(t, m)+".zip"))
 		}
 		t.Log(kubectl(t, "get", "pods", "-l", "app.kubernetes.io/component=crawler"))
-		helm(t, append([]string{"upgrade", "site", chart, "--wait", "--timeout", "3m"}, args(sets)...)...)
+		limits(had)
+		kubectl(t, "rollout", "status", "deployment/site-athensctl-crawler", "--timeout=60s")
 	})
 	warm()
 	for _, role := range []string{"storage", "crawler", "proxy"} {

@@ -1,0 +1,201 @@
+//go:build unix
+
+package e2e
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/athensctl/athensctl/internal/testgit"
+	"github.com/athensctl/athensctl/internal/testupstream"
+)
+
+const webhookSecret = "webhook-secret-0123456789"
+
+// push posts what a GitHub would.
+func push(t *testing.T, url, body, secret string) int {
+	t.Helper()
+	mac := hmac.New(sha256.New, []byte(secret))
+	mac.Write([]byte(body))
+	req, _ := http.NewRequest("POST", url+"/webhook", strings.NewReader(body))
+	req.Header.Set("X-GitHub-Event", "push")
+	req.Header.Set("X-Hub-Signature-256", "sha256="+hex.EncodeToString(mac.Sum(nil)))
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+// A tag that a git host announces is seen within 2 s, through every proxy, though
+// lists are good for a minute.
+func TestWebhook(t *testing.T) {
+	root := t.TempDir()
+	host := testgit.New(t, root)
+	testgit.Script(t, root, "repo lib; gomod go.mod git.test.example/lib.git; src a.go; commit; tag v1.0.0\n")
+	f := startFleet(t, "direct", 2, 2, "--vcs-instead-of=https://git.test.example/="+host.URL+"/", "--private=*", "--webhook-secret="+webhookSecret)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module example.com/main\n\ngo 1.21\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	latest := func(p *process) string {
+		return strings.TrimSpace(goCommand(t, dir, p.url, "list", "-m", "git.test.example/lib.git@latest"))
+	}
+	for _, p := range f.proxies {
+		if got := latest(p); got != "git.test.example/lib.git v1.0.0" {
+			t.Fatalf("before: %s", got)
+		}
+	}
+	testgit.Script(t, root, `cd "$root/lib"; src b.go; commit; tag v1.1.0`+"\n")
+	body := fmt.Sprintf(`{"ref":"refs/tags/v1.1.0","repository":{"html_url":"%s/lib","clone_url":"%[1]s/lib.git"}}`, host.URL)
+	if status := push(t, f.proxies[0].url, body, "another-secret-0123456789"); status != 403 {
+		t.Errorf("a push with another secret: %d", status)
+	}
+	if got := latest(f.proxies[0]); got != "git.test.example/lib.git v1.0.0" {
+		t.Fatalf("after a push with another secret: %s", got)
+	}
+	pushed := time.Now()
+	if status := push(t, f.proxies[0].url, body, webhookSecret); status != 200 {
+		t.Fatalf("push: %d", status)
+	}
+	for i, p := range f.proxies {
+		for got := ""; got != "git.test.example/lib.git v1.1.0"; {
+			if time.Since(pushed) > 2*time.Second {
+				t.Fatalf("proxy %d: still %s after %v", i, got, time.Since(pushed))
+			}
+			got = latest(p)
+		}
+		t.Logf("proxy %d: seen after %v", i, time.Since(pushed))
+	}
+	// And its files are there before anybody asks.
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		req, _ := http.NewRequest("GET", f.proxies[1].url+"/git.test.example/lib.git/@v/v1.1.0.zip", nil)
+		req.Header.Set("Disable-Module-Fetch", "true")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode == 200 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the new version's zip is not kept: %s", resp.Status)
+		}
+	}
+}
+
+func athensctl(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.Command(binary, args...)
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, stderr.String())
+	}
+	return out.String(), err
+}
+
+// A site that follows another's index has what the other gets; warm brings in what a
+// file names; and the queue can be looked at and changed while all run.
+func TestAhead(t *testing.T) {
+	up := testupstream.New(t)
+	for i := range 30 {
+		up.Add(fmt.Sprintf("example.com/m%d", i), "v1.0.0", 1<<10)
+	}
+	first := start(t, "--upstream", up.URL, "--data-dir", t.TempDir(), "--public-feeds")
+	list := filepath.Join(t.TempDir(), "modules.txt")
+	var names strings.Builder
+	for i := range 20 {
+		fmt.Fprintf(&names, "example.com/m%d v1.0.0\n", i)
+	}
+	if err := os.WriteFile(list, []byte(names.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := athensctl(t, "warm", "--server", first.url, list); err != nil || !strings.Contains(out, "20 versions, 0 failed") {
+		t.Fatalf("warm: %s, %v", out, err)
+	}
+	if out, err := athensctl(t, "warm", "--server", first.url, "example.com/m20@v1.0.0", "example.com/none@v1.0.0"); err == nil || !strings.Contains(out, "2 versions, 1 failed") && !strings.Contains(out, "1 versions, 1 failed") {
+		t.Errorf("warm of what is not there: %s, %v", out, err)
+	}
+
+	second := startFleet(t, first.url, 2, 1, "--crawl-index="+first.url, "--crawl-index-since=beginning", "--crawl-poll=200ms", "--crawl-match=example.com/*")
+	have := func() int { return len(catalogOf(t, second.storage.url)) }
+	for end := time.Now().Add(30 * time.Second); have() < 21; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d of 21 versions after 30 s", have())
+		}
+	}
+	get(t, first.url+"/example.com/m25/@v/v1.0.0.zip")
+	for end := time.Now().Add(10 * time.Second); have() < 22; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("a version that came later is not followed")
+		}
+	}
+
+	at := []string{"--storage-url", second.storage.url, "--internal-token", token}
+	queue := func(args ...string) (string, error) { return athensctl(t, append(append([]string{"queue"}, args...), at...)...) }
+	if out, err := queue("list"); err != nil || strings.Count(out, "\n") != 1 {
+		t.Errorf("an empty queue: %s, %v", out, err)
+	}
+	// Upstream has lost one file: the job fails, is parked, and can be tried again.
+	first.terminate()
+	broken := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "out of order", http.StatusInternalServerError)
+	}))
+	defer broken.Close()
+	first.args = append(first.args, "--upstream", broken.URL, "--job-attempts=1")
+	first.start()
+	const job = "example.com/m29@v1.0.0#mod"
+	for end := time.Now().Add(90 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		get(t, second.proxies[0].url+"/example.com/m29/@v/v1.0.0.mod")
+		out, err := queue("list")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(out, job) && strings.Contains(out, "parked") {
+			t.Log(out)
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the job is not parked:\n%s", out)
+		}
+	}
+	if status, body, _ := get(t, second.proxies[0].url+"/example.com/m29/@v/v1.0.0.mod"); status < 500 || !strings.Contains(body, "not tried again before") {
+		t.Errorf("a parked job's client gets %d %s", status, body)
+	}
+	first.terminate()
+	first.args = append(first.args, "--upstream", up.URL, "--data-dir", t.TempDir())
+	first.start()
+	if out, err := queue("retry", job); err != nil || out != "queued "+job+"\n" {
+		t.Errorf("retry: %s, %v", out, err)
+	}
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		status, body, _ := get(t, second.proxies[0].url+"/example.com/m29/@v/v1.0.0.mod")
+		if status == 200 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("after retry: %d %s", status, body)
+		}
+	}
+	if out, err := queue("drop", "example.com/none@v1.0.0#zip"); err == nil || !strings.Contains(err.Error(), "there is no such job") {
+		t.Errorf("drop of no job: %s, %v", out, err)
+	}
+	if _, err := queue("drop", "nonsense"); err == nil || !strings.Contains(err.Error(), "not a job such as") {
+		t.Errorf("drop of nonsense: %v", err)
+	}
+}
