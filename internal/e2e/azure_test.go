@@ -138,9 +138,15 @@ func catalogOf(t *testing.T, url string) map[string]bool {
 
 // checkSaved: every version is whole or absent, every one whose save succeeded is
 // whole, in the catalog, and in the index once.
-func checkSaved(t *testing.T, url string, tried, saved map[string]storagetest.Version) {
+// fetched are modules that crawlers have saved.
+func checkSaved(t *testing.T, url string, tried, saved map[string]storagetest.Version, fetched map[string]bool) {
 	t.Helper()
 	whole := catalogOf(t, url)
+	// What was made complete and not listed, since its process was killed between the
+	// two, another finishes within a minute.
+	for end := time.Now().Add(90 * time.Second); len(whole) < len(saved)+len(fetched) && time.Now().Before(end); whole = catalogOf(t, url) {
+		time.Sleep(time.Second)
+	}
 	for name := range saved {
 		if !whole[name] {
 			t.Errorf("%s was saved and is not in the catalog", name)
@@ -157,62 +163,124 @@ func checkSaved(t *testing.T, url string, tried, saved map[string]storagetest.Ve
 			t.Errorf("save %s again: %v", name, err)
 		}
 	}
+	for m := range fetched {
+		if !whole[m+"@v1.0.0"] {
+			t.Errorf("%s was fetched and is not in the catalog", m)
+		}
+	}
 	_, body, _ := get(t, url+"/index?limit=10000")
-	if lines := strings.Count(body, "\n"); lines != len(tried) {
-		t.Errorf("the index has %d lines, want %d", lines, len(tried))
+	if lines := strings.Count(body, "\n"); lines != len(tried)+len(fetched) {
+		t.Errorf("the index has %d lines, want %d", lines, len(tried)+len(fetched))
 	}
 }
 
-// kill -9 of either storage replica at random moments during saves by both.
+// kill -9 of any process of a site at random moments, while versions are saved at both
+// storage replicas and others are asked of the proxies, which makes the crawlers save
+// them.
 func TestAzureKill(t *testing.T) {
 	t.Parallel()
 	const kills = 200
-	_, store := azureArgs(t, false)
-	replicas := []*process{}
-	for range 2 {
-		replicas = append(replicas, start(t, append([]string{"--role=storage", "--data-dir", t.TempDir()}, store...)...))
-	}
+	up := testupstream.New(t)
+	up.Delay = 10 * time.Millisecond
+	s := startAzure(t, up.URL, false, "--job-lease=2s")
 	var mu sync.Mutex
 	saved, tried := map[string]storagetest.Version{}, map[string]storagetest.Version{}
+	asked, answered := map[string]bool{}, 0
 	var n atomic.Int64
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	for i := range 4 {
+	again := func(f func()) {
 		wg.Go(func() {
 			for {
 				select {
 				case <-stop:
 					return
 				default:
-				}
-				k := n.Add(1)
-				v := storagetest.New(fmt.Sprintf("example.com/m%d", k%17), fmt.Sprintf("v1.%d.0", k), strings.Repeat("x", rand.IntN(200)))
-				mu.Lock()
-				tried[v.String()] = v
-				mu.Unlock()
-				if err := save(replicas[i%2].url, v); err == nil {
-					mu.Lock()
-					saved[v.String()] = v
-					mu.Unlock()
-				} else {
-					time.Sleep(5 * time.Millisecond)
+					f()
 				}
 			}
 		})
 	}
-	for i := range kills {
-		p := replicas[i%2]
+	for i := range 3 {
+		again(func() {
+			k := n.Add(1)
+			v := storagetest.New(fmt.Sprintf("example.com/m%d", k%17), fmt.Sprintf("v1.%d.0", k), strings.Repeat("x", rand.IntN(200)))
+			mu.Lock()
+			tried[v.String()] = v
+			mu.Unlock()
+			if err := save(s.storages[i%2].url, v); err == nil {
+				mu.Lock()
+				saved[v.String()] = v
+				mu.Unlock()
+			} else {
+				time.Sleep(5 * time.Millisecond)
+			}
+		})
+	}
+	client := &http.Client{Timeout: 30 * time.Second}
+	for i := range 3 {
+		again(func() {
+			m := fmt.Sprintf("example.com/up%d", n.Add(1))
+			up.Add(m, "v1.0.0", 2<<10)
+			mu.Lock()
+			asked[m] = true
+			mu.Unlock()
+			resp, err := client.Get(s.proxies[i].url + "/" + m + "/@v/v1.0.0.zip")
+			if err != nil {
+				time.Sleep(5 * time.Millisecond)
+				return
+			}
+			_, err = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+			if err == nil && resp.StatusCode == 200 {
+				mu.Lock()
+				answered++
+				mu.Unlock()
+			} else if err == nil && resp.StatusCode < 500 {
+				t.Errorf("%s: %s, which upstream has", m, resp.Status)
+			}
+		})
+	}
+	crawlers := 0
+	for range kills {
+		i := rand.IntN(len(s.all()))
+		p := s.all()[i]
 		time.Sleep(time.Duration(rand.IntN(25_000)) * time.Microsecond)
 		p.kill()
 		p.start()
+		if i >= 2 && i < 4 {
+			crawlers++
+		}
 	}
 	close(stop)
 	wg.Wait()
-	t.Logf("%d kills, %d saves tried, %d succeeded", kills, len(tried), len(saved))
-	if len(saved) == 0 || len(saved) == len(tried) {
-		t.Error("the kills did not meet the saves")
+	t.Logf("%d kills, %d of crawlers; %d saves tried, %d succeeded; %d modules asked for, %d answered", kills, crawlers, len(tried), len(saved), len(asked), answered)
+	if len(saved) == 0 || len(saved) == len(tried) || answered == 0 {
+		t.Error("the kills did not meet the work")
 	}
-	checkSaved(t, replicas[0].url, tried, saved)
+	// Everything that was asked for comes, at the latest when it is asked for again.
+	twice := 0
+	for m := range asked {
+		for _, ext := range []string{".info", ".mod", ".zip"} {
+			for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
+				status, body, _ := get(t, s.proxies[0].url+"/"+m+"/@v/v1.0.0"+ext)
+				if status == 200 {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatalf("%s%s: %d %s", m, ext, status, body)
+				}
+			}
+		}
+		if up.Requests("/"+m+"/@v/v1.0.0.zip") > 1 {
+			twice++
+		}
+	}
+	// A crawler that dies has at most three zips in hand, which others fetch again.
+	if t.Logf("%d zips were fetched more than once", twice); twice > 3*crawlers {
+		t.Errorf("%d zips were fetched more than once, with %d crawlers killed", twice, crawlers)
+	}
+	checkSaved(t, s.storages[0].url, tried, saved, asked)
 }
 
 // 30 s in which every second request is answered 429 and one write in five fails

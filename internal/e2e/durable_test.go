@@ -31,7 +31,13 @@ func save(url string, v storagetest.Version) error {
 	}
 	form.Close()
 	client := &http.Client{Timeout: 10 * time.Second}
-	resp, err := client.Post(fmt.Sprintf("%s/%s/@v/%s.save", url, v.Path, v.Version.Version), form.FormDataContentType(), &b)
+	req, err := http.NewRequest(http.MethodPost, fmt.Sprintf("%s/%s/@v/%s.save", url, v.Path, v.Version.Version), &b)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", form.FormDataContentType())
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}

@@ -298,7 +298,7 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) (err
 			return nil
 		}
 		if (newZip || completes) && intent == nil {
-			if intent, err = s.intend(ctx, m, v.Zip); err != nil {
+			if intent, err = s.intend(ctx, newIntent(m, v.Zip)); err != nil {
 				return err
 			}
 		}
@@ -355,7 +355,9 @@ func (s *Store) Delete(ctx context.Context, m module.Version) error {
 		}
 		// From here on Sweep repairs what is left half done: a version that is
 		// still there goes back to the catalog, a zip that none has is removed.
-		if _, err := s.intend(ctx, m, v.Zip); err != nil {
+		i := newIntent(m, v.Zip)
+		i.Delete = true
+		if _, err := s.intend(ctx, i); err != nil {
 			return err
 		}
 		if v.Complete != 0 {

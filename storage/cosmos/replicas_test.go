@@ -220,8 +220,18 @@ func TestSweep(t *testing.T) {
 	if got := catalog(); got != "kept" {
 		t.Errorf("catalog before the sweep: %s", got)
 	}
-	if err := s.Sweep(ctx); err != nil { // too early for all
+	if err := errors.Join(s.Sweep(ctx), s.Finish(ctx)); err != nil { // too early for all
 		t.Fatal(err)
+	}
+	if got := catalog(); got != "kept" {
+		t.Errorf("catalog at once: %s", got)
+	}
+	now.Add(int64(time.Minute))
+	if err := errors.Join(s.Sweep(ctx), s.Finish(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	if got := catalog(); got != "kept unlisted" {
+		t.Errorf("catalog a minute later: %s", got)
 	}
 	if chunks(orphan) != 1 || chunks(deleted) != 1 {
 		t.Error("a sweep took bytes that a Put might be writing")

@@ -15,8 +15,9 @@ import (
 
 // A Put writes down what it is about to do before it writes the bytes of a zip or
 // makes a version complete, and strikes it out when all is done. What is left is
-// of a Put that failed, or of a process that died, or of a Delete; Sweep finishes
-// it after a while. No chunk or blob is ever removed otherwise.
+// of a Put that failed, or of a process that died, or of a Delete: Finish publishes
+// what is complete, soon; Sweep ends the rest after a while. No chunk or blob is ever
+// removed otherwise.
 type intent struct {
 	ID       string `json:"id"`
 	PK       string `json:"pk"`
@@ -25,11 +26,15 @@ type intent struct {
 	Zip      *zipAt `json:"zip,omitempty"`
 	Started  int64  `json:"started"`            // µs
 	Sweeping bool   `json:"sweeping,omitempty"` // since Started
+	Delete   bool   `json:"delete,omitempty"`
 	stamp
 	etag azcore.ETag
 }
 
 const (
+	// finishAfter is longer than most Puts take to publish what they have made
+	// complete; that both do it does no harm.
+	finishAfter = 30 * time.Second
 	// sweepAfter is longer than any Put.
 	sweepAfter = time.Hour
 	// A sweep that goes on for longer has died.
@@ -51,9 +56,8 @@ func newIntent(m module.Version, zip *zipAt) *intent {
 
 // intend writes the intent of a Put or a Delete, or takes over the one that is
 // left of another. Where the bytes that it is about are being removed: 503.
-func (s *Store) intend(ctx context.Context, m module.Version, zip *zipAt) (*intent, error) {
+func (s *Store) intend(ctx context.Context, i *intent) (*intent, error) {
 	for {
-		i := newIntent(m, zip)
 		i.Started, i.stamp = micros(s.now()), newStamp()
 		etag, err := s.create(ctx, s.ledger, "intent", i.PK, i.ID, i, i.stamp)
 		if err == errExists {
@@ -65,7 +69,7 @@ func (s *Store) intend(ctx context.Context, m module.Version, zip *zipAt) (*inte
 				return nil, e
 			}
 			if old.Sweeping && s.now().Sub(fromMicros(old.Started)) < sweepTakes {
-				return nil, goproxy.Busy(5*time.Second, "%s: what is left of it is being removed", m)
+				return nil, goproxy.Busy(5*time.Second, "%s@%s: what is left of it is being removed", i.Path, i.Version)
 			}
 			etag, err = s.replace(ctx, s.ledger, "intent", i.PK, i.ID, i, i.stamp, oldTag)
 			if err == errMoved || err == errAbsent {
@@ -84,6 +88,46 @@ func (s *Store) done(i *intent) {
 	if err := s.remove(ctx, s.ledger, "intent", i.PK, i.ID, i.etag); err != nil && err != errMoved {
 		s.o.Log.Debug("strike out a put", "module", i.Path, "version", i.Version, "err", err)
 	}
+}
+
+// taggedIntent is an intent as a query returns it.
+type taggedIntent struct {
+	intent
+	ETag string `json:"_etag"`
+}
+
+// Finish puts versions in the catalog and the index that a Put made complete and did
+// not come to put there. Any number of processes may.
+func (s *Store) Finish(ctx context.Context) error {
+	var left []*intent
+	before := micros(s.now().Add(-finishAfter))
+	err := s.query(ctx, s.ledger, "finish", "", "SELECT * FROM c WHERE c.started > 0 AND c.started < @before", 100, map[string]any{"@before": before}, decode(func(i *taggedIntent) bool {
+		if i.intent.etag = azcore.ETag(i.ETag); !i.Sweeping && !i.Delete {
+			left = append(left, &i.intent)
+		}
+		return len(left) < 1000
+	}))
+	if err != nil {
+		return err
+	}
+	for _, i := range left {
+		m := module.Version{Path: i.Path, Version: i.Version}
+		v, vtag, err := s.version(ctx, "finish", m)
+		if err == errAbsent || err == nil && v.Complete == 0 {
+			continue
+		} else if err == nil {
+			err = s.publish(ctx, m, v, vtag)
+		}
+		if err == nil && (i.Zip == nil || v.Zip != nil && v.Zip.Name == i.Zip.Name) {
+			if err = s.remove(ctx, s.ledger, "finish", i.PK, i.ID, i.etag); err == errMoved {
+				err = nil
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("finish %s: %w", m, err)
+		}
+	}
+	return nil
 }
 
 // Sweep finishes what Puts and Deletes have left undone for more than an hour: it
@@ -147,19 +191,23 @@ func (s *Store) sweep(ctx context.Context, i *intent) error {
 	return nil
 }
 
-// Run does the work behind until ctx ends: the first sweep after some minutes, so
-// that replicas that start together do not sweep together.
+// Run does the work behind until ctx ends: Finish about twice a minute, Sweep every 10
+// minutes or so; replicas that start together do not do it together.
 func (s *Store) Run(ctx context.Context) {
-	pause := time.Duration((1 + 9*rand.Float64()) * float64(time.Minute))
+	sweep := time.Now().Add(time.Duration((1 + 9*rand.Float64()) * float64(time.Minute)))
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause):
+		case <-time.After(time.Duration(float64(finishAfter) * (0.5 + rand.Float64()))):
 		}
-		if err := s.Sweep(ctx); err != nil && ctx.Err() == nil && goproxy.Status(err) != http.StatusServiceUnavailable {
+		work := s.Finish
+		if time.Now().After(sweep) {
+			work = s.Sweep
+			sweep = time.Now().Add(time.Duration((10 + 5*rand.Float64()) * float64(time.Minute)))
+		}
+		if err := work(ctx); err != nil && ctx.Err() == nil && goproxy.Status(err) != http.StatusServiceUnavailable {
 			s.o.Log.Warn("sweep", "err", err)
 		}
-		pause = time.Duration((10 + 5*rand.Float64()) * float64(time.Minute))
 	}
 }
