@@ -37,9 +37,12 @@ const (
 
 // Server is the fake: an http.Handler. Set its fields before the first request.
 type Server struct {
-	Key        string           // base64; "": signatures are not checked
-	Serverless bool             // throughput is refused
-	Now        func() time.Time // nil: time.Now
+	Key        string // base64; "": signatures are not checked
+	Serverless bool   // throughput is refused
+	// Regions are the base URLs of the regions that are written to and read from; nil:
+	// the one that is asked.
+	Regions func() (write, read []string)
+	Now     func() time.Time // nil: time.Now
 
 	mu    sync.Mutex
 	fault func(Call) *Fault
@@ -51,6 +54,7 @@ type Server struct {
 // Call is one request, as the log has it. A request that is about to be made has
 // no Status yet.
 type Call struct {
+	Host      string // that was asked
 	Op        string // "read item", "create item", "upsert item", "replace item", "delete item", "query", "batch", …
 	Container string
 	PK        string
@@ -61,6 +65,7 @@ type Call struct {
 // Fault is what happens in place of an answer.
 type Fault struct {
 	Status     int           // answered
+	Substatus  int           // said with it
 	RetryAfter time.Duration // said with it
 	After      bool          // the work is done before
 	Drop       bool          // no answer: the connection is cut
@@ -137,7 +142,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	call := Call{Op: operation(r, segments)}
+	call := Call{Host: r.Host, Op: operation(r, segments)}
 	if len(segments) >= 4 {
 		call.Container = segments[3]
 	}
@@ -165,6 +170,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if fault != nil && fault.Status != 0 {
 		a = answer{units: a.units, header: map[string]string{}}
 		err = fail(fault.Status, "injected")
+		if fault.Substatus != 0 {
+			a.header["x-ms-substatus"] = strconv.Itoa(fault.Substatus)
+		}
 		if fault.RetryAfter > 0 {
 			a.header["x-ms-retry-after-ms"] = strconv.FormatInt(fault.RetryAfter.Milliseconds(), 10)
 		}
@@ -257,8 +265,11 @@ func (s *Server) answer(r *http.Request, segments []string, call Call, body []by
 		s.dbs = map[string]map[string]*container{}
 	}
 	if call.Op == "read account" {
-		here := []map[string]string{{"name": "Here", "databaseAccountEndpoint": "http://" + r.Host + "/"}}
-		return answer{status: 200, units: 0, body: map[string]any{"id": "fake", "writableLocations": here, "readableLocations": here, "enableMultipleWriteLocations": false,
+		write, read := []string{"http://" + r.Host}, []string{"http://" + r.Host}
+		if s.Regions != nil {
+			write, read = s.Regions()
+		}
+		return answer{status: 200, units: 0, body: map[string]any{"id": "fake", "writableLocations": locations(write), "readableLocations": locations(read), "enableMultipleWriteLocations": false,
 			"userConsistencyPolicy": map[string]string{"defaultConsistencyLevel": "Strong"}}}, nil
 	}
 	var named struct{ ID string }
@@ -325,6 +336,14 @@ func (s *Server) answer(r *http.Request, segments []string, call Call, body []by
 		id = segments[5]
 	}
 	return s.one(c, operationOf{kind: strings.TrimSuffix(call.Op, " item"), id: id, ifMatch: r.Header.Get("If-Match"), body: body}, call.PK)
+}
+
+// locations names each region by its port.
+func locations(urls []string) (list []map[string]string) {
+	for _, u := range urls {
+		list = append(list, map[string]string{"name": "Region " + u[strings.LastIndexByte(u, ':')+1:], "databaseAccountEndpoint": u + "/"})
+	}
+	return list
 }
 
 func newContainer(body []byte) (*container, error) {

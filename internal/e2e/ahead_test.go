@@ -147,7 +147,9 @@ func TestAhead(t *testing.T) {
 	}
 
 	at := []string{"--storage-url", second.storage.url, "--internal-token", token}
-	queue := func(args ...string) (string, error) { return athensctl(t, append(append([]string{"queue"}, args...), at...)...) }
+	queue := func(args ...string) (string, error) {
+		return athensctl(t, append(append([]string{"queue"}, args...), at...)...)
+	}
 	if out, err := queue("list"); err != nil || strings.Count(out, "\n") != 1 {
 		t.Errorf("an empty queue: %s, %v", out, err)
 	}

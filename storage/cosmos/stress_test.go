@@ -1,0 +1,136 @@
+package cosmos
+
+import (
+	"context"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/athensctl/athensctl/internal/cosmosfake"
+	"github.com/athensctl/athensctl/internal/fleet"
+	"github.com/athensctl/athensctl/internal/testazure"
+	"github.com/athensctl/athensctl/storage"
+	"github.com/athensctl/athensctl/storage/storagetest"
+)
+
+// The region that is written to is lost, and another takes over; then one that is read
+// from is out of service: reads and writes go on, and nothing is lost.
+func TestFailover(t *testing.T) {
+	ctx := context.Background()
+	f := &cosmosfake.Server{Key: testazure.CosmosKey}
+	account, a, b := httptest.NewServer(f), httptest.NewServer(f), httptest.NewServer(f)
+	for _, srv := range []*httptest.Server{account, a, b} {
+		t.Cleanup(srv.Close)
+	}
+	region := func(srv *httptest.Server) string { return "Region " + srv.URL[strings.LastIndexByte(srv.URL, ':')+1:] }
+	host := func(srv *httptest.Server) string { return strings.TrimPrefix(srv.URL, "http://") }
+	var failed atomic.Bool
+	f.Regions = func() (write, read []string) {
+		if failed.Load() {
+			return []string{b.URL}, []string{b.URL, a.URL}
+		}
+		return []string{a.URL}, []string{a.URL, b.URL}
+	}
+	s := open(t, Account{Endpoint: account.URL, Key: testazure.CosmosKey, Regions: []string{region(a), region(b)}}, t.TempDir(), Options{})
+	before := storagetest.New("example.com/before", "v1.0.0", "")
+	if err := s.Put(ctx, before.Version, before.Files()); err != nil {
+		t.Fatal(err)
+	}
+	f.Calls()
+	// A says that it is not written to any more (403, substatus 3), as a region does
+	// that has lost that to another; a second later the account says so too.
+	lost := time.Now()
+	f.SetFault(func(c cosmosfake.Call) *cosmosfake.Fault {
+		if c.Op == "read account" && time.Since(lost) > time.Second {
+			failed.Store(true)
+		}
+		if c.Host == host(a) && !strings.HasPrefix(c.Op, "read") && c.Op != "query" {
+			return &cosmosfake.Fault{Status: 403, Substatus: 3}
+		}
+		return nil
+	})
+	after := storagetest.New("example.com/after", "v1.0.0", "")
+	if err := s.Put(ctx, after.Version, after.Files()); err != nil {
+		t.Fatalf("a Put while the region is lost: %v", err)
+	}
+	t.Logf("the Put took %v", time.Since(lost))
+	written := false
+	for _, c := range f.Calls() {
+		written = written || c.Host == host(b) && c.Op == "create item" && c.Status == 201
+	}
+	if !written {
+		t.Error("nothing was written to the region that took over")
+	}
+	// A is out of service for readers too.
+	f.SetFault(func(c cosmosfake.Call) *cosmosfake.Fault {
+		if c.Host == host(a) {
+			return &cosmosfake.Fault{Status: 503}
+		}
+		return nil
+	})
+	for _, v := range []storagetest.Version{before, after} {
+		if info, err := s.Resolve(ctx, v.Path, v.Version.Version); err != nil || string(info.Raw) != string(v.Info) {
+			t.Errorf("%s: %v, %v", v, info, err)
+		}
+	}
+}
+
+// Work in the background costs no more units a second than it may; work that somebody
+// waits for does not wait for it.
+func TestBackgroundUnits(t *testing.T) {
+	ctx := context.Background()
+	f, a := fake(t)
+	const units = 150
+	s := open(t, a, t.TempDir(), Options{BackgroundUnits: units})
+	f.Calls()
+	began := time.Now()
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			v := storagetest.New("example.com/m"+string(rune('a'+i)), "v1.0.0", "")
+			if err := s.Put(fleet.WithBackground(ctx), v.Version, v.Files()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(began)
+	spent := 0.0
+	for _, c := range f.Calls() {
+		spent += c.Units
+	}
+	// The first second's units may be spent at once, and each operation that goes on
+	// when they are may cost more than is left.
+	if least := time.Duration((spent - units - 8*60) / units * float64(time.Second)); took < least || spent < 2*units {
+		t.Errorf("%.0f units in %v: at %d a second it takes %v at least", spent, took, units, least)
+	}
+	t.Logf("%.0f units in %v", spent, took)
+
+	key := storage.Key{Path: "example.com/m", File: storage.FileList}
+	busy, cancel := context.WithCancel(fleet.WithBackground(ctx))
+	defer cancel()
+	for range 4 {
+		wg.Go(func() {
+			for busy.Err() == nil {
+				s.SetKnown(busy, key, &storage.Known{Checked: time.Now()})
+			}
+		})
+	}
+	for range 20 {
+		asked := time.Now()
+		if err := s.SetKnown(ctx, key, &storage.Known{Checked: time.Now()}); err != nil || time.Since(asked) > 2*time.Second {
+			t.Errorf("somebody waited %v for work in the background: %v", time.Since(asked), err)
+		}
+	}
+	// It says so when it would wait for longer than it may.
+	short, stop := context.WithTimeout(fleet.WithBackground(ctx), 5*time.Millisecond)
+	defer stop()
+	if err := s.SetKnown(short, key, &storage.Known{Checked: time.Now()}); err == nil {
+		t.Error("work in the background did not wait")
+	}
+	cancel()
+	wg.Wait()
+}
