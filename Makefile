@@ -20,9 +20,10 @@ KUBEVERSION  = v1.35.4
 export HELM        = $(BIN)/helm-v4.3.1/helm
 export KUBECONFORM = $(BIN)/kubeconform-v0.8.0/kubeconform
 export KUBE_SCHEMAS = $(CACHE)/schemas-$(KUBEVERSION)
+export KUBE_BIN     = $(BIN)/kube-$(KUBEVERSION)
 
 help: ## list the tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 build: ## build bin/athensctl
 	CGO_ENABLED=0 go build -trimpath -ldflags "-X github.com/athensctl/athensctl/internal/cli.version=$(VERSION)" -o bin/athensctl .
@@ -37,6 +38,15 @@ test-azure: azure ## run the tests of Cosmos DB and Blob Storage alone, against 
 	@ATHENSCTL_TEST_REQUIRE=1 test/step.sh "go test -race: Azure" \
 		go test -race -count=1 -timeout 20m ./storage/... ./internal/cosmosfake && \
 		ATHENSCTL_TEST_REQUIRE=1 go test -count=1 -timeout 20m -run Azure ./internal/e2e
+
+test-cluster: cluster-tools ## install the chart on a real one-node Kubernetes and make trouble; needs root
+	@test/step.sh "chart on Kubernetes $(KUBEVERSION)" test/cluster/run.sh
+
+cluster-tools: azure $(HELM) $(KUBE_BIN)/kube ## install what test-cluster needs: Debian packages, and a build of Kubernetes
+	@test/step.sh "Debian packages of the cluster" test/packages.sh cluster
+
+image: ## build the image of the Dockerfile, with docker or buildah
+	@test/image.sh "athensctl:$(VERSION)" "$(VERSION)"
 
 tools: packages azure $(STATICCHECK) $(GOVULNCHECK) $(HELM) $(KUBECONFORM) $(KUBE_SCHEMAS) ## install what the tests and lint need
 
@@ -54,6 +64,10 @@ $(GOVULNCHECK):
 
 $(HELM):
 	@GOBIN=$(@D) test/step.sh "install helm" go install helm.sh/helm/v4/cmd/helm@v4.3.1
+
+$(KUBE_BIN)/kube:
+	@test/step.sh "build Kubernetes $(KUBEVERSION)" test/cluster/kube/build.sh $@
+	@ln -sf kube $(@D)/kubectl
 
 $(KUBECONFORM):
 	@GOBIN=$(@D) test/step.sh "install kubeconform" go install github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
@@ -80,4 +94,4 @@ generate: ## write again what is generated (docs/configuration.md)
 clean: ## remove what build made
 	rm -rf bin
 
-.PHONY: help build test test-azure tools packages azure lint fuzz bench generate clean
+.PHONY: help build test test-azure test-cluster cluster-tools image tools packages azure lint fuzz bench generate clean
