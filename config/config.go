@@ -108,6 +108,7 @@ type Config struct {
 	CrawlParallel   int           `key:"crawl-parallel" default:"8" help:"Modules that each feed, each catalog and the refreshing of lists fetch at once."`
 	WebhookSecret   string        `key:"webhook-secret" secret:"true" help:"Secret that git hosts sign their pushes with, at /webhook of the proxy; the roles proxy and crawler need it. Empty: there is no /webhook."`
 	HostConnections int           `key:"host-connections" default:"32" help:"Requests at once to one host on the internet, for each crawler; those ahead of demand have half of them."`
+	HostFailures    int           `key:"host-failures" default:"10" zero:"true" help:"After so many failures in a row nothing is sent to a host for a time, 1s at first, 30s at most; 0: never."`
 	HostRate        int           `key:"host-rate" default:"0" zero:"true" help:"Requests a second to one host on the internet, for each crawler; 0: as many as come."`
 
 	CacheMaxBytes     Bytes         `key:"cache-max-bytes" default:"10GiB" help:"Most that the proxy's cache takes on disk."`

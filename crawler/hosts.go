@@ -23,6 +23,7 @@ import (
 type HostOptions struct {
 	Connections int     // requests at once; those ahead of demand have half of them
 	Rate        float64 // requests a second; 0: as many as come
+	Failures    int     // in a row, after which nothing is sent for a time; 0: never
 	Metrics     prometheus.Registerer
 }
 
@@ -37,12 +38,13 @@ type Hosts struct {
 	hosts map[string]*host
 }
 
-// host is one host. After failuresToOpen failures in a row nothing is sent for a time
-// (the circuit is open); then one request goes, and what becomes of it decides.
+// host is one host. After some failures in a row nothing is sent for a time (the
+// circuit is open); then one request goes, and what becomes of it decides.
 type host struct {
 	slots, ahead *semaphore.Weighted
 	limit        *rate.Limiter
 	label        string
+	most         int // failures; 0: any number
 
 	mu       sync.Mutex
 	failures int // in a row
@@ -52,12 +54,11 @@ type host struct {
 }
 
 const (
-	failuresToOpen = 10
-	openAtMost     = 30 * time.Second
-	pauseAtMost    = 10 * time.Minute // however long a host asks for
-	slotWait       = 10 * time.Second
-	maxHosts       = 10_000
-	maxHostLabels  = 100
+	openAtMost    = 30 * time.Second
+	pauseAtMost   = 10 * time.Minute // however long a host asks for
+	slotWait      = 10 * time.Second
+	maxHosts      = 10_000
+	maxHostLabels = 100
 )
 
 // NewHosts returns no hosts yet.
@@ -81,7 +82,7 @@ func (h *Hosts) get(name string) *host {
 			clear(h.hosts) // what was known of them is learned again
 		}
 		n := int64(max(1, h.o.Connections))
-		t = &host{slots: semaphore.NewWeighted(n), ahead: semaphore.NewWeighted(max(1, n/2)), label: name}
+		t = &host{slots: semaphore.NewWeighted(n), ahead: semaphore.NewWeighted(max(1, n/2)), label: name, most: h.o.Failures}
 		if h.o.Rate > 0 {
 			t.limit = rate.NewLimiter(rate.Limit(h.o.Rate), max(1, int(h.o.Rate)))
 		}
@@ -192,7 +193,7 @@ func (t *host) open(now time.Time, sends bool) error {
 	if left := t.until.Sub(now); left > 0 {
 		return held(context.Background(), max(time.Second, left), "%s: nothing is sent for %v: %s", t.label, left.Round(time.Second), t.why)
 	}
-	if t.failures >= failuresToOpen {
+	if t.most > 0 && t.failures >= t.most {
 		if t.probing {
 			return held(context.Background(), time.Second, "%s: it is being tried whether it is back: %s", t.label, t.why)
 		}
@@ -233,7 +234,7 @@ func (t *host) ended(ctx context.Context, resp *http.Response, err error, now ti
 
 func (t *host) failed(now time.Time, why string) {
 	t.failures++
-	if more := t.failures - failuresToOpen; more >= 0 {
+	if more := t.failures - t.most; t.most > 0 && more >= 0 {
 		d := min(time.Second<<min(more, 10), openAtMost)
 		t.until, t.why = now.Add(time.Duration(float64(d)*(0.75+rand.Float64()/2))), why
 	}

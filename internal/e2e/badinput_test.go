@@ -229,7 +229,7 @@ func TestBadUpstream(t *testing.T) {
 		w.Header().Set("Content-Length", "1000")
 		io.WriteString(w, "v1.0.0\n")
 	}
-	p := start(t, "--upstream", up.URL, "--data-dir", t.TempDir(), "--job-attempts=1", "--upstream-timeout=1s")
+	p := start(t, "--upstream", up.URL, "--data-dir", t.TempDir(), "--job-attempts=1", "--upstream-timeout=1s", "--host-failures=0")
 	for name, tc := range map[string]struct {
 		fault http.HandlerFunc
 		want  int
