@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sync/singleflight"
@@ -53,8 +54,7 @@ type SumDB struct {
 	mu      sync.Mutex
 	cache   map[string][]byte // answers that never change, by path
 	older   map[string][]byte // what cache was before it was full
-	verify  *sumdb.Client     // remembers every answer, and every failure: replaced in time
-	lookups int               // of verify
+	verify  *verifier         // remembers every answer, and every failure: replaced in time
 }
 
 var _ Verifier = (*SumDB)(nil)
@@ -101,21 +101,32 @@ func NewSumDB(setting string, client *http.Client, upstream []*url.URL, ledger s
 // maxLookups is how many answers a sumdb.Client may remember; about 1 KB each.
 const maxLookups = 5000
 
-// verifier is the client to look up with. The next one starts from the tree head
+// verifier is a client that verifies answers by the tree head in the ledger.
+type verifier struct {
+	*sumdb.Client
+	s       *SumDB
+	lookups int
+	// forged says how the database has contradicted itself; the client's error,
+	// which is text only, does not tell that from a failure.
+	forged atomic.Pointer[string]
+}
+
+// verifier is the one to look up with. The next one starts from the tree head
 // in the ledger, so that the history stays one.
-func (s *SumDB) verifier() *sumdb.Client {
+func (s *SumDB) verifier() *verifier {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.verify == nil || s.lookups >= maxLookups {
-		s.verify, s.lookups = sumdb.NewClient(clientOps{s}), 0
+	if s.verify == nil || s.verify.lookups >= maxLookups {
+		s.verify = &verifier{s: s}
+		s.verify.Client = sumdb.NewClient(clientOps{s.verify})
 	}
-	s.lookups++
+	s.verify.lookups++
 	return s.verify
 }
 
 // drop sees to it that a failure of c, and an answer that may have caused it,
 // are not remembered.
-func (s *SumDB) drop(c *sumdb.Client) {
+func (s *SumDB) drop(c *verifier) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.verify == c {
@@ -210,19 +221,30 @@ func (s *SumDB) H1(ctx context.Context, path, version string) (string, error) {
 		return "", nil
 	}
 	what := path + "@" + version
+	record, err := lookupPath(path, version)
+	if err != nil {
+		return "", goproxy.Errorf(http.StatusBadRequest, "%s: %w", what, err)
+	}
+	// Asked for here first, since Lookup, which finds the answer remembered, gives
+	// errors as text only.
+	_, err = s.Get(ctx, record)
+	var e *goproxy.Error
+	switch {
+	case errors.As(err, &e) && e.Is(fs.ErrNotExist):
+		return "", goproxy.Errorf(http.StatusForbidden, "%s: checksum database %s knows no such version; if the module is private, name it in the setting private: %w", what, s.Name, err)
+	case err != nil:
+		return "", goproxy.Busy(retrySumDB, "%s: not verified: %w", what, err)
+	}
 	client := s.verifier()
 	lines, err := client.Lookup(path, version)
 	if err != nil {
 		s.drop(client)
 	}
+	forged := client.forged.Load()
 	switch {
-	case errors.Is(err, sumdb.ErrSecurity):
-		return "", goproxy.Errorf(http.StatusBadGateway, "%s: checksum database %s cannot be trusted: %w", what, s.Name, err)
+	case err != nil && forged != nil:
+		return "", goproxy.Errorf(http.StatusBadGateway, "%s: checksum database %s cannot be trusted: %s", what, s.Name, *forged)
 	case err != nil:
-		var e *goproxy.Error
-		if errors.As(err, &e) && e.Is(fs.ErrNotExist) {
-			return "", goproxy.Errorf(http.StatusForbidden, "%s: checksum database %s knows no such version; if the module is private, name it in the setting private: %w", what, s.Name, err)
-		}
 		return "", goproxy.Busy(retrySumDB, "%s: not verified: %w", what, err)
 	}
 	for _, line := range lines {
@@ -233,8 +255,19 @@ func (s *SumDB) H1(ctx context.Context, path, version string) (string, error) {
 	return "", goproxy.Errorf(http.StatusBadGateway, "%s: checksum database %s has no h1: hash, but %q", what, s.Name, lines)
 }
 
+// lookupPath is where the database has the record of a version, which holds the
+// hashes of its zip and of its go.mod.
+func lookupPath(path, version string) (string, error) {
+	escPath, err := module.EscapePath(path)
+	if err != nil {
+		return "", err
+	}
+	escVersion, err := module.EscapeVersion(strings.TrimSuffix(version, "/go.mod"))
+	return "/lookup/" + escPath + "@" + escVersion, err
+}
+
 // clientOps is what sumdb.Client needs of the world.
-type clientOps struct{ s *SumDB }
+type clientOps struct{ *verifier }
 
 func (o clientOps) ReadRemote(path string) ([]byte, error) {
 	return o.s.Get(context.Background(), path)
@@ -265,7 +298,7 @@ func (o clientOps) WriteConfig(file string, old, new []byte) error {
 func (o clientOps) ReadCache(string) ([]byte, error) { return nil, fs.ErrNotExist } // Get has one
 func (o clientOps) WriteCache(string, []byte)        {}
 func (o clientOps) Log(string)                       {}
-func (o clientOps) SecurityError(string)             {}
+func (o clientOps) SecurityError(msg string)         { o.forged.Store(&msg) }
 
 // SumDBName is the name of the database that a setting in GOSUMDB syntax means;
 // "" with off.
