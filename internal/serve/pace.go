@@ -28,7 +28,7 @@ type pacedBody struct {
 func (b *pacedBody) Read(p []byte) (int, error) {
 	b.conn.SetReadDeadline(time.Now().Add(b.timeout))
 	n, err := b.ReadCloser.Read(p)
-	if err != nil {
+	if err == io.EOF { // after a failure the server shall not wait for the rest of the body
 		b.conn.SetReadDeadline(time.Time{})
 	}
 	return n, err

@@ -1,0 +1,338 @@
+package serve
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/fleet"
+)
+
+type buffer struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.String()
+}
+
+// site is one role's server that runs until stop.
+type site struct {
+	url  string
+	log  *buffer
+	stop func() error
+}
+
+func run(t *testing.T, r Role, o Options) *site {
+	t.Helper()
+	s := &site{log: &buffer{}}
+	o.Registry, o.Version = prometheus.NewRegistry(), "v9"
+	o.Log = slog.New(slog.NewTextHandler(s.log, nil))
+	if o.MaxRequests == 0 {
+		o.MaxRequests = 100
+	}
+	if o.DrainTimeout == 0 {
+		o.DrainTimeout = 10 * time.Second
+	}
+	r.Name, r.Address = "proxy", "127.0.0.1:0"
+	if r.Ready == nil {
+		r.Ready = func(context.Context) error { return nil }
+	}
+	if r.Routes == nil {
+		r.Routes = func(e *echo.Echo) {
+			e.Any("/*", func(c echo.Context) error { return c.String(http.StatusOK, "served") })
+		}
+	}
+	servers := New(o)
+	if err := servers.Listen(r); err != nil {
+		t.Fatal(err)
+	}
+	s.url = "http://" + servers.list[0].ln.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- servers.Run(ctx) }()
+	s.stop = sync.OnceValue(func() error { cancel(); return <-done })
+	t.Cleanup(func() { s.stop() })
+	return s
+}
+
+func get(t *testing.T, url string, headers ...string) (int, string, http.Header) {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b), resp.Header
+}
+
+func TestToken(t *testing.T) {
+	s := run(t, Role{Internal: true}, Options{Token: "right"})
+	basic := func(pw string) string {
+		req, _ := http.NewRequest(http.MethodGet, "/", nil)
+		req.SetBasicAuth("anybody", pw)
+		return req.Header.Get("Authorization")
+	}
+	for _, tc := range []struct {
+		path, auth string
+		want       int
+	}{
+		{"/x", "", 401}, {"/x", "Bearer right", 200}, {"/x", "Bearer wrong", 401}, {"/x", "Bearer ", 401}, {"/x", "bearer right", 401},
+		{"/x", basic("right"), 200}, {"/x", basic("wrong"), 401}, {"/x", "right", 401},
+		{"/healthz", "", 200}, {"/readyz", "", 200}, {"/metrics", "", 401}, {"/version", "Bearer right", 200}, {"/healthz/..", "", 401},
+	} {
+		status, body, h := get(t, s.url+tc.path, "Authorization", tc.auth)
+		if status != tc.want {
+			t.Errorf("%s with %q: %d, want %d", tc.path, tc.auth, status, tc.want)
+		}
+		if status == 401 && (h.Get("WWW-Authenticate") == "" || h.Get("Cache-Control") != "no-store" || strings.Contains(body, "right")) {
+			t.Errorf("%s: %v %s", tc.path, h, body)
+		}
+	}
+	if log := s.log.String(); strings.Contains(log, "right") || strings.Contains(log, "cmlnaHQ") {
+		t.Errorf("the token is in the log: %s", log)
+	}
+}
+
+func TestRequireHeader(t *testing.T) {
+	s := run(t, Role{RequireHeader: "X-Azure-FDID=front=door"}, Options{})
+	for _, tc := range []struct {
+		path, value string
+		want        int
+	}{{"/x", "", 403}, {"/x", "other", 403}, {"/x", "front=door", 200}, {"/healthz", "", 200}, {"/readyz", "", 200}, {"/metrics", "", 200}, {"/version", "", 403}} {
+		if status, body, _ := get(t, s.url+tc.path, "X-Azure-FDID", tc.value); status != tc.want || strings.Contains(body, "front=door") {
+			t.Errorf("%s with %q: %d, want %d: %s", tc.path, tc.value, status, tc.want, body)
+		}
+	}
+}
+
+// Past the bound the answer comes at once; health does not count.
+func TestMaxRequests(t *testing.T) {
+	inside, leave := make(chan struct{}, 2), make(chan struct{})
+	s := run(t, Role{Routes: func(e *echo.Echo) {
+		e.GET("/wait", func(c echo.Context) error {
+			inside <- struct{}{}
+			<-leave
+			return c.String(200, "late")
+		})
+	}}, Options{MaxRequests: 2})
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			if status, body, _ := get(t, s.url+"/wait"); status != 200 || body != "late" {
+				t.Errorf("%d %s", status, body)
+			}
+		})
+	}
+	<-inside
+	<-inside
+	status, body, h := get(t, s.url+"/wait")
+	if status != 503 || h.Get("Retry-After") == "" || !strings.Contains(body, "2 requests are in flight") {
+		t.Errorf("the third: %d %v %s", status, h, body)
+	}
+	if status, _, _ := get(t, s.url+"/healthz"); status != 200 {
+		t.Errorf("healthz: %d", status)
+	}
+	_, metrics, _ := get(t, s.url+"/metrics")
+	if !strings.Contains(metrics, `athensctl_requests_refused_total{bound="requests"} 1`) || !strings.Contains(metrics, `athensctl_requests_in_flight{role="proxy"} 3`) {
+		t.Errorf("metrics:\n%s", metrics)
+	}
+	close(leave)
+	wg.Wait()
+}
+
+// An internal caller's deadline, id, trace and priority reach the handler; a public
+// caller sets no deadline and no priority.
+func TestCall(t *testing.T) {
+	type seen struct {
+		call     fleet.Call
+		deadline time.Duration
+	}
+	for _, internal := range []bool{true, false} {
+		var got seen
+		s := run(t, Role{Internal: internal, Routes: func(e *echo.Echo) {
+			e.GET("/x", func(c echo.Context) error {
+				ctx := c.Request().Context()
+				got = seen{call: fleet.CallOf(ctx)}
+				if d, ok := ctx.Deadline(); ok {
+					got.deadline = time.Until(d)
+				}
+				return c.NoContent(204)
+			})
+		}}, Options{})
+		trace := "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+		_, _, h := get(t, s.url+"/x", fleet.HeaderTimeout, "5000", fleet.HeaderRequestID, "my-id", fleet.HeaderPriority, "u=7", fleet.HeaderTrace, trace)
+		if h.Get(fleet.HeaderRequestID) != "my-id" || got.call.RequestID != "my-id" || got.call.Trace[:36] != trace[:36] {
+			t.Errorf("internal %v: %+v, answered %v", internal, got, h)
+		}
+		if got.call.Background != internal || (got.deadline > 4*time.Second && got.deadline <= 5*time.Second) != internal {
+			t.Errorf("internal %v: %+v", internal, got)
+		}
+		for _, id := range []string{"", strings.Repeat("x", 65), "with space", "caf\u00e9"} {
+			_, _, h := get(t, s.url+"/x", fleet.HeaderRequestID, id)
+			if made := h.Get(fleet.HeaderRequestID); len(made) != 16 || made == id {
+				t.Errorf("id %q became %q", id, made)
+			}
+		}
+	}
+}
+
+// The end: not ready, requests in flight are answered, and then it is over.
+func TestDrain(t *testing.T) {
+	inside, leave := make(chan struct{}), make(chan struct{})
+	s := run(t, Role{Routes: func(e *echo.Echo) {
+		e.GET("/wait", func(c echo.Context) error { close(inside); <-leave; return c.String(200, "late") })
+	}}, Options{DrainDelay: 300 * time.Millisecond})
+	answered := make(chan string, 1)
+	go func() {
+		_, body, _ := get(t, s.url+"/wait")
+		answered <- body
+	}()
+	<-inside
+	ended := make(chan error, 1)
+	go func() { ended <- s.stop() }()
+	for end := time.Now().Add(5 * time.Second); ; {
+		if status, body, _ := get(t, s.url+"/readyz"); status == 503 && strings.Contains(body, "ending") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("still ready")
+		}
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("ended with a request in flight: %v", err)
+	case <-time.After(500 * time.Millisecond):
+	}
+	if _, err := net.DialTimeout("tcp", strings.TrimPrefix(s.url, "http://"), time.Second); err == nil {
+		t.Error("new connections are taken after the delay")
+	}
+	close(leave)
+	if body := <-answered; body != "late" {
+		t.Errorf("answer %q", body)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// Requests that outlast the drain are cut, and that is said.
+func TestDrainTimeout(t *testing.T) {
+	inside, leave := make(chan struct{}), make(chan struct{})
+	s := run(t, Role{Routes: func(e *echo.Echo) {
+		e.GET("/wait", func(echo.Context) error { close(inside); <-leave; return nil })
+	}}, Options{DrainTimeout: 50 * time.Millisecond})
+	defer close(leave)
+	cut := make(chan error, 1)
+	go func() {
+		_, err := http.Get(s.url + "/wait")
+		cut <- err
+	}()
+	<-inside
+	if err := s.stop(); err == nil || !strings.Contains(err.Error(), "proxy role: requests were cut") {
+		t.Errorf("end: %v", err)
+	}
+	if err := <-cut; err == nil {
+		t.Error("the request was answered")
+	}
+}
+
+func TestNotReady(t *testing.T) {
+	s := run(t, Role{Ready: func(context.Context) error { return errors.New("storage is away") }}, Options{})
+	if status, body, h := get(t, s.url+"/readyz"); status != 503 || !strings.Contains(body, "not ready: storage is away") || h.Get("Cache-Control") != "no-store" {
+		t.Errorf("%d %v %s", status, h, body)
+	}
+	if status, _, _ := get(t, s.url+"/healthz"); status != 200 {
+		t.Errorf("healthz: %d", status)
+	}
+}
+
+// A body that pauses is given up, and its connection is not left waiting.
+func TestSlowBody(t *testing.T) {
+	s := run(t, Role{Routes: func(e *echo.Echo) {
+		e.POST("/x", func(c echo.Context) error {
+			if _, err := io.ReadAll(c.Request().Body); err != nil {
+				return goproxy.Errorf(http.StatusRequestTimeout, "body: %w", err)
+			}
+			return c.NoContent(200)
+		})
+	}}, Options{BodyTimeout: 100 * time.Millisecond})
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	io.WriteString(conn, "POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+	answer := make([]byte, 12)
+	if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != "HTTP/1.1 408" {
+		t.Errorf("%q %v", answer, err)
+	}
+	_, metrics, _ := get(t, s.url+"/metrics")
+	if !strings.Contains(metrics, `athensctl_requests_refused_total{bound="body"} 1`) {
+		t.Errorf("metrics:\n%s", metrics)
+	}
+}
+
+func TestLog(t *testing.T) {
+	s := run(t, Role{Routes: func(e *echo.Echo) {
+		e.GET("/fine", func(c echo.Context) error { return c.String(200, "12345") })
+		e.GET("/bad", func(echo.Context) error { return goproxy.Errorf(502, "upstream cut the answer") })
+	}}, Options{})
+	for _, path := range []string{"/fine?secret=1", "/bad", "/healthz", "/readyz", "/metrics"} {
+		get(t, s.url+path)
+	}
+	s.stop()
+	lines := strings.Split(s.log.String(), "\n")
+	var requests []string
+	for _, l := range lines {
+		if strings.Contains(l, "msg=request") {
+			requests = append(requests, l)
+		}
+	}
+	if len(requests) != 2 {
+		t.Fatalf("%d lines: %q", len(requests), requests)
+	}
+	for i, wants := range [][]string{
+		{"level=INFO", "role=proxy", "method=GET", "path=/fine ", "status=200", "bytes=5", "took=", "id="},
+		{"level=WARN", "path=/bad ", "status=502", `err="upstream cut the answer"`},
+	} {
+		for _, want := range wants {
+			if !strings.Contains(requests[i], want) {
+				t.Errorf("no %q in %s", want, requests[i])
+			}
+		}
+	}
+}
