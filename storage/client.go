@@ -99,6 +99,9 @@ func (c *Client) Delete(ctx context.Context, m module.Version) error {
 	return resp.Body.Close()
 }
 
+// maxPageBytes bounds a page of a catalog, which may be another server's.
+const maxPageBytes = 16 << 20
+
 // Catalog implements Store.
 func (c *Client) Catalog(ctx context.Context, after string, limit int) (Page, error) {
 	var page Page
@@ -112,7 +115,7 @@ func (c *Client) Catalog(ctx context.Context, after string, limit int) (Page, er
 		Modules []struct{ Module, Version string }
 		Next    string
 	}
-	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxPageBytes)).Decode(&answer); err != nil {
 		return page, fmt.Errorf("catalog: %w", err)
 	}
 	for _, m := range answer.Modules {
@@ -136,6 +139,9 @@ func (c *Client) Index(ctx context.Context, since time.Time, limit int) ([]Index
 	var entries []IndexEntry
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
+		if len(entries) == limit {
+			return nil, fmt.Errorf("index: the server sends more than the %d entries asked for", limit)
+		}
 		var e IndexEntry
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			return nil, fmt.Errorf("index: %w", err)
