@@ -145,14 +145,21 @@ func need(t *testing.T, tool string) string {
 	return path
 }
 
+// needRoot skips a test on a laptop, and on GitHub's runners, which are no root.
+func needRoot(t *testing.T, what string) {
+	t.Helper()
+	if os.Getuid() == 0 {
+		return
+	}
+	if os.Getenv("ATHENSCTL_TEST_REQUIRE") != "" && os.Getenv("GITHUB_ACTIONS") == "" {
+		t.Fatalf("%s needs root", what)
+	}
+	t.Skipf("%s needs root", what)
+}
+
 // A full disk: a clear error, nothing half-written, reads go on.
 func TestFullDisk(t *testing.T) {
-	if os.Getuid() != 0 {
-		if os.Getenv("ATHENSCTL_TEST_REQUIRE") != "" && os.Getenv("GITHUB_ACTIONS") == "" {
-			t.Fatal("mounting a small file system needs root")
-		}
-		t.Skip("mounting a small file system needs root")
-	}
+	needRoot(t, "mounting a small file system")
 	dir := t.TempDir()
 	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", dir).CombinedOutput(); err != nil {
 		t.Fatalf("mount: %v: %s", err, out)
