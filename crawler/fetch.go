@@ -129,17 +129,30 @@ func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, 
 }
 
 func (c *Crawler) fetchList(ctx context.Context, k storage.Key) error {
-	list, err := ask(c, k.Path+": version list", func(s goproxy.Source) (*goproxy.VersionList, error) {
-		return s.List(ctx, k.Path)
+	last, err := c.ledger.Known(ctx, k)
+	if err == nil && last.RefusedStatus == 0 {
+		ctx = goproxy.WithValidator(ctx, last.Validator)
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	next, err := ask(c, k.Path+": version list", func(s goproxy.Source) (*storage.Known, error) {
+		list, err := s.List(ctx, k.Path)
+		if errors.Is(err, goproxy.ErrNotModified) {
+			return &storage.Known{Versions: last.Versions, Validator: last.Validator}, nil
+		} else if err != nil {
+			return nil, err
+		}
+		versions := list.Versions
+		if len(versions) == 0 && list.Pseudo != "" {
+			versions = []string{list.Pseudo} // "latest" where upstream does not say it
+		}
+		return &storage.Known{Versions: versions, Validator: list.Validator}, nil
 	})
 	if err != nil {
 		return err
 	}
-	versions := list.Versions
-	if len(versions) == 0 && list.Pseudo != "" {
-		versions = []string{list.Pseudo} // "latest" where upstream does not say it
-	}
-	return c.ledger.SetKnown(ctx, k, &storage.Known{Checked: time.Now().UTC(), Versions: versions})
+	next.Checked = time.Now().UTC()
+	return c.ledger.SetKnown(ctx, k, next)
 }
 
 // fetchQuery asks for what is not a canonical version. "latest" is worked out

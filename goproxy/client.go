@@ -28,10 +28,28 @@ type Client struct {
 
 var _ Source = (*Client)(nil)
 
+// maxETagBytes bounds what is kept of a server's ETag.
+const maxETagBytes = 256
+
+// ErrNotModified is what a source answers that has nothing newer. Source: RFC 9110, 15.4.5.
+var ErrNotModified = errors.New("not modified")
+
+type validator struct{}
+
+// WithValidator asks for a list only if it is another than the one with this
+// VersionList.Validator, which may be empty. A Source may ignore it.
+func WithValidator(ctx context.Context, v string) context.Context {
+	return context.WithValue(ctx, validator{}, v)
+}
+
 // List returns the versions that the server lists, cleaned by NewVersionList.
-// Some servers list pseudo-versions of modules without tags.
+// Some servers list pseudo-versions of modules without tags. ErrNotModified: the list is
+// the one that the context's validator, one of this server's, came with.
 func (c *Client) List(ctx context.Context, path string) (*VersionList, error) {
 	resp, err := c.get(ctx, Request{Path: path, File: FileList})
+	if Status(err) == http.StatusNotModified {
+		return nil, fmt.Errorf("%s: version list: %w", path, ErrNotModified)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -50,6 +68,9 @@ func (c *Client) List(ctx context.Context, path string) (*VersionList, error) {
 	checked, _ := time.Parse(time.RFC3339Nano, resp.Header.Get(HeaderChecked))
 	l := NewVersionList(path, versions, checked)
 	l.Stale = resp.Header.Get(HeaderStale) == "true"
+	if etag := resp.Header.Get("ETag"); etag != "" && len(etag) <= maxETagBytes {
+		l.Validator = c.Base.Redacted() + " " + etag
+	}
 	return l, nil
 }
 
@@ -127,6 +148,11 @@ func (c *Client) Get(ctx context.Context, path string) (*http.Response, error) {
 	}
 	if NoFetch(ctx) {
 		req.Header.Set(HeaderNoFetch, "true")
+	}
+	if v, ok := ctx.Value(validator{}).(string); ok {
+		if etag, ok := strings.CutPrefix(v, c.Base.Redacted()+" "); ok {
+			req.Header.Set("If-None-Match", etag)
+		}
 	}
 	// A module zip must arrive as it was stored, and Content-Length must mean it.
 	req.Header.Set("Accept-Encoding", "identity")

@@ -66,6 +66,9 @@ type VersionList struct {
 	// given; it is not in the list, but is "latest" where the list is empty.
 	Pseudo string
 
+	// Validator says whose list it is and in which state; "": its source says none. See WithValidator.
+	Validator string
+
 	text []byte // Text, made once
 }
 

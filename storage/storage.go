@@ -136,7 +136,9 @@ func (k Key) String() string { return k.Path + "@" + k.Query + "#" + string(k.Fi
 type Known struct {
 	Checked  time.Time // when upstream answered that; the zero time is never fresh
 	Versions []string  `json:",omitempty"` // FileList
-	Info     []byte    `json:",omitempty"` // FileInfo of a query that is not a canonical version: the .info answer
+	// Validator is VersionList's, to ask upstream again with.
+	Validator string `json:",omitempty"`
+	Info      []byte `json:",omitempty"` // FileInfo of a query that is not a canonical version: the .info answer
 
 	// RefusedStatus is not 0 when upstream has no such thing, or it can't be had: 404, 410, 403 or 501.
 	RefusedStatus int    `json:",omitempty"`
