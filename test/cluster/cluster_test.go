@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -105,13 +104,14 @@ func status(url string) int {
 	return resp.StatusCode
 }
 
-// startUpstream serves this machine's module cache to the crawler, with a checksum
-// database of its own, and returns the values that say so.
-func startUpstream(t *testing.T) (sets []string, sumdb string) {
+// startUpstream serves this machine's module cache and a large module to the crawler,
+// with a checksum database of its own, and returns the values that say so.
+func startUpstream(t *testing.T) (sets []string, url, sumdb string) {
 	t.Helper()
 	binary := filepath.Join(scratch, "testupstream")
 	command(t, "go", "build", "-o", binary, "../../internal/testupstream/cmd/testupstream")
-	cmd := exec.Command(binary, "--listen", node+":18080", "--modcache", strings.TrimSpace(command(t, "go", "env", "GOMODCACHE")))
+	cmd := exec.Command(binary, "--listen", node+":18080", "--modcache", strings.TrimSpace(command(t, "go", "env", "GOMODCACHE")),
+		"--modules", "1", "--versions", "1", "--zip-bytes", "20000000")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +120,6 @@ func startUpstream(t *testing.T) (sets []string, sumdb string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	var url string
 	for _, into := range []*string{&url, &sumdb} {
 		var line []byte
 		for b := make([]byte, 1); ; line = append(line, b[0]) {
@@ -137,7 +136,7 @@ func startUpstream(t *testing.T) (sets []string, sumdb string) {
 	return []string{
 		"image.repository=localhost/athensctl", "image.tag=dev", "image.pullPolicy=Never", "upstream=" + url, "sumdb=" + sumdb,
 		"test.module=golang.org/x/mod@" + version(t, "golang.org/x/mod"),
-	}, sumdb
+	}, url, sumdb
 }
 
 // version is the one that this repository uses of a module.
@@ -259,7 +258,7 @@ func install(t *testing.T, sets []string) {
 func TestCluster(t *testing.T) {
 	command(t, "kubectl", "create", "namespace", namespace)
 	command(t, "kubectl", "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/warn=restricted")
-	sets, sumdb := startUpstream(t)
+	sets, upstream, sumdb := startUpstream(t)
 
 	// The cluster has no provisioner: a volume that the claim finds.
 	pv := filepath.Join(scratch, "pv")
@@ -293,7 +292,7 @@ func TestCluster(t *testing.T) {
 			goCommand(t, through, sumdb, "mod", "download", path+"@"+version(t, path))
 		}
 	}
-	t.Run("CDN", func(t *testing.T) { behindCDN(t) })
+	t.Run("CDN", func(t *testing.T) { behindCDN(t, upstream) })
 	listed, list := time.Now(), "/golang.org/x/mod/@v/list"
 	status(cdn + list)
 	before := origin(t, list)
@@ -316,7 +315,7 @@ func TestCluster(t *testing.T) {
 
 // behindCDN: immutable files reach the origin once, and come when the proxies are
 // gone; a list is asked for again after a minute at most; ranges work.
-func behindCDN(t *testing.T) {
+func behindCDN(t *testing.T, upstream string) {
 	mod := "/golang.org/x/mod/@v/" + version(t, "golang.org/x/mod")
 	before := map[string]int{}
 	for _, ext := range []string{".info", ".mod", ".zip"} {
@@ -351,7 +350,7 @@ func behindCDN(t *testing.T) {
 	if resp.StatusCode != 206 || len(part) != 1000 || !strings.HasPrefix(resp.Header.Get("Content-Range"), "bytes 1000-1999/") {
 		t.Errorf("range: %s, %d bytes, %s", resp.Status, len(part), resp.Header.Get("Content-Range"))
 	}
-	ranges(t)
+	ranges(t, upstream)
 	kubectl(t, "scale", "deployment/site-athensctl-proxy", "--replicas=0")
 	eventually(t, "no proxy", time.Minute, func() bool { return status(ingress+"/healthz") != 200 })
 	for _, ext := range []string{".info", ".mod", ".zip"} {
@@ -365,45 +364,46 @@ func behindCDN(t *testing.T) {
 }
 
 // ranges: a large zip in pieces of 8 MB, as Front Door asks for it, is the zip.
-func ranges(t *testing.T) {
-	root := filepath.Join(strings.TrimSpace(command(t, "go", "env", "GOMODCACHE")), "cache", "download")
-	var largest string
-	var size int64
-	filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && strings.HasSuffix(path, ".zip") && !strings.Contains(path, "toolchain@") && !strings.Contains(path, "golang.org/toolchain") {
-			if st, err := d.Info(); err == nil && st.Size() > size {
-				largest, size = path, st.Size()
-			}
+func ranges(t *testing.T, upstream string) {
+	path := "/graph.test/m0000/@v/v1.0.0.zip" // made by testupstream
+	get := func(url, bytes string) ([]byte, *http.Response) {
+		t.Helper()
+		req, err := http.NewRequest("GET", url, nil)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	})
-	if size < 9<<20 {
-		t.Fatalf("the largest zip of this machine's module cache has %d bytes: it is not cut in pieces", size)
-	}
-	want, err := os.ReadFile(largest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := strings.TrimPrefix(largest, root)
-	var got []byte
-	for from := int64(0); from < size; from += 8 << 20 {
-		req, _ := http.NewRequest("GET", ingress+path, nil)
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, from+8<<20-1))
+		if bytes != "" {
+			req.Header.Set("Range", "bytes="+bytes)
+		}
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
-		part, err := io.ReadAll(resp.Body)
+		body, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
-		if err != nil || resp.StatusCode != 206 {
-			t.Fatalf("%s from %d: %s, %v: %.200s", path, from, resp.Status, err, part)
+		if err != nil || resp.StatusCode >= 300 {
+			t.Fatalf("%s, bytes %s: %s, %v: %.200s", url, bytes, resp.Status, err, body)
+		}
+		return body, resp
+	}
+	want, _ := get(upstream+path, "")
+	const piece = 8 << 20
+	if len(want) <= 2*piece {
+		t.Fatalf("%s has %d bytes: too few to be cut in three", path, len(want))
+	}
+	var got []byte
+	for from := 0; from < len(want); from += piece {
+		to := min(from+piece, len(want)) - 1
+		part, resp := get(ingress+path, fmt.Sprintf("%d-%d", from, from+piece-1))
+		if said, is := resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-%d/%d", from, to, len(want)); resp.StatusCode != 206 || said != is {
+			t.Errorf("%s from %d: %s, Content-Range %q, want %q", path, from, resp.Status, said, is)
 		}
 		got = append(got, part...)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s in pieces has %d bytes, and not those of the whole, %d", path, len(got), size)
+		t.Errorf("%s in pieces has %d bytes, and not those of the whole, %d", path, len(got), len(want))
 	}
-	t.Logf("%s: %d bytes in pieces of 8 MB", path, size)
+	t.Logf("%s: %d bytes in pieces of 8 MB", path, len(want))
 }
 
 // load asks for cached files 50 times a second, until it is stopped.
