@@ -171,15 +171,19 @@ func setImmutable(c echo.Context, sizeBytes int64, modTime time.Time) (done bool
 		return false
 	}
 	etag := ETag(sizeBytes, modTime)
-	h["Etag"] = []string{etag}
-	h["Last-Modified"] = []string{modTime.UTC().Format(http.TimeFormat)}
+	values := [...]string{etag, modTime.UTC().Format(http.TimeFormat)}
+	h["Etag"], h["Last-Modified"] = values[:1:1], values[1:]
 	rh := c.Request().Header
 	if match := rh.Get("If-None-Match"); match != "" {
 		if !matchesETag(match, etag) {
 			return false
 		}
 	} else {
-		since, err := http.ParseTime(rh.Get("If-Modified-Since"))
+		header := rh.Get("If-Modified-Since")
+		if header == "" {
+			return false
+		}
+		since, err := http.ParseTime(header)
 		if err != nil || modTime.Truncate(time.Second).After(since) {
 			return false
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/mod/module"
 )
@@ -113,7 +114,12 @@ func (r Request) String() string {
 }
 
 func unescapePath(escaped string) (string, error) {
-	path, err := module.UnescapePath(escaped)
+	path, err := escaped, error(nil)
+	if isEscaped(escaped) {
+		path, err = module.UnescapePath(escaped)
+	} else {
+		err = module.CheckPath(path) // what UnescapePath does besides
+	}
 	if err != nil {
 		return "", malformed("module path", escaped, err)
 	}
@@ -126,6 +132,17 @@ func unescapePath(escaped string) (string, error) {
 		}
 	}
 	return path, nil
+}
+
+// isEscaped reports whether the escaped form may differ from what it stands for:
+// most paths have no upper-case letters.
+func isEscaped(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c == '!' || 'A' <= c && c <= 'Z' || c >= utf8.RuneSelf {
+			return true
+		}
+	}
+	return false
 }
 
 // unescapeVersion also accepts a version that was not case-encoded, as the

@@ -193,6 +193,7 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 		status int
 	}
 	observers := newObservers[label]()
+	log := s.o.Log.Handler().WithAttrs([]slog.Attr{slog.String("role", r.Name)})
 	needName, needValue, _ := strings.Cut(r.RequireHeader, "=")
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) (err error) {
@@ -246,28 +247,30 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 				}
 				return s.requests.WithLabelValues(r.Name, method, strconv.Itoa(res.Status))
 			}).Observe(took.Seconds())
-			s.log(ctx, r.Name, call, req, res, took, err)
+			logRequest(ctx, log, start.Add(took), call, req, res, took, err)
 			return nil
 		}
 	}
 }
 
-func (s *Servers) log(ctx context.Context, role string, call fleet.Call, req *http.Request, res *echo.Response, took time.Duration, err error) {
+// logRequest writes the line of a request that ended at end. It goes to the handler
+// itself: a Logger would ask the clock again, and who called it.
+func logRequest(ctx context.Context, log slog.Handler, end time.Time, call fleet.Call, req *http.Request, res *echo.Response, took time.Duration, err error) {
 	level := slog.LevelInfo
 	if res.Status >= 500 {
 		level = slog.LevelWarn
 	}
-	if !s.o.Log.Enabled(ctx, level) {
+	if !log.Enabled(ctx, level) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 8)
-	attrs = append(attrs,
-		slog.String("role", role), slog.String("method", req.Method), slog.String("path", req.URL.Path), slog.Int("status", res.Status),
+	line := slog.NewRecord(end, level, "request", 0)
+	line.AddAttrs(
+		slog.String("method", req.Method), slog.String("path", req.URL.Path), slog.Int("status", res.Status),
 		slog.Int64("bytes", res.Size), slog.Duration("took", took), slog.String("id", call.RequestID))
 	if err != nil {
-		attrs = append(attrs, slog.String("err", err.Error()))
+		line.AddAttrs(slog.String("err", err.Error()))
 	}
-	s.o.Log.LogAttrs(ctx, level, "request", attrs...)
+	log.Handle(ctx, line) // an error is the log file's, and has no other place to go to
 }
 
 func (s *Servers) authorized(req *http.Request) bool {
