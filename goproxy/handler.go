@@ -65,6 +65,7 @@ func Handler(src Source) echo.HandlerFunc {
 		ctx := r.Context()
 		if cachedOnly || strings.EqualFold(r.Header.Get(HeaderNoFetch), "true") {
 			ctx = WithNoFetch(ctx)
+			c.SetRequest(r.WithContext(ctx)) // for ErrorHandler
 		}
 		switch req.File {
 		case FileList:
@@ -95,7 +96,7 @@ func serveList(ctx context.Context, c echo.Context, src Source, req Request) err
 	h := c.Response().Header()
 	h["Content-Type"] = textPlain
 	setChanging(ctx, h, list.Checked, list.Stale)
-	return writeBytes(c, text)
+	return writeBytes(c, text, time.Time{})
 }
 
 func serveInfo(ctx context.Context, c echo.Context, src Source, req Request) error {
@@ -113,7 +114,7 @@ func serveInfo(ctx context.Context, c echo.Context, src Source, req Request) err
 	} else {
 		setChanging(ctx, h, info.Checked, info.Stale)
 	}
-	return writeBytes(c, body)
+	return writeBytes(c, body, info.Kept)
 }
 
 func serveFile(ctx context.Context, c echo.Context, src Source, req Request) error {
@@ -133,7 +134,7 @@ func serveFile(ctx context.Context, c echo.Context, src Source, req Request) err
 		return nil
 	}
 	if m, ok := blob.ReadCloser.(memory); ok {
-		return writeBytes(c, m.content)
+		return writeBytes(c, m.content, blob.ModTime)
 	}
 	return writeBlob(c, blob)
 }
@@ -204,10 +205,10 @@ func matchesETag(header, etag string) bool {
 	return false
 }
 
-func writeBytes(c echo.Context, body []byte) error {
+func writeBytes(c echo.Context, body []byte, modTime time.Time) error {
 	res, r := c.Response(), c.Request()
 	if r.Header["Range"] != nil {
-		return writeBlob(c, NewBlob(body, time.Time{}))
+		return writeBlob(c, NewBlob(body, modTime))
 	}
 	res.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
 	res.WriteHeader(http.StatusOK)
@@ -224,9 +225,8 @@ func writeBlob(c echo.Context, blob *Blob) error {
 	res, r := c.Response(), c.Request()
 	if rs, ok := blob.ReadCloser.(io.ReadSeeker); ok {
 		w := &counter{ResponseWriter: res.Writer}
-		// ServeContent handles Range and If-Range; the headers that it would
-		// compare are set already.
-		http.ServeContent(w, r, "", time.Time{}, rs)
+		// ServeContent handles Range and If-Range; setImmutable has handled the rest.
+		http.ServeContent(w, r, "", blob.ModTime, rs)
 		res.Status, res.Size, res.Committed = w.status, w.size, true
 		return nil
 	}
@@ -238,6 +238,10 @@ func writeBlob(c echo.Context, blob *Blob) error {
 	status := http.StatusOK
 	var body io.Reader = blob
 	if start, length, ok := oneRange(r, h, blob.SizeBytes); ok {
+		if length <= 0 {
+			h.Set("Content-Range", fmt.Sprintf("bytes */%d", blob.SizeBytes))
+			return Errorf(http.StatusRequestedRangeNotSatisfiable, "the file has %d bytes; the range begins at %d", blob.SizeBytes, start)
+		}
 		if _, err := io.CopyN(io.Discard, blob, start); err != nil {
 			return fmt.Errorf("skip to byte %d: %w", start, err)
 		}
@@ -261,7 +265,8 @@ func writeBlob(c echo.Context, blob *Blob) error {
 	return nil
 }
 
-// oneRange reads a Range header of a single range for content that cannot seek.
+// oneRange reads a Range header of a single range for content that cannot seek. The
+// length is 0 where none of it is there.
 // Any other form is answered with the whole, which RFC 9110 (14.2) allows.
 func oneRange(r *http.Request, h http.Header, size int64) (start, length int64, ok bool) {
 	spec, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=")
@@ -288,16 +293,13 @@ func oneRange(r *http.Request, h http.Header, size int64) (start, length int64, 
 			return 0, 0, false
 		}
 		if last != "" {
-			if end, err = strconv.ParseInt(last, 10, 64); err != nil {
+			if end, err = strconv.ParseInt(last, 10, 64); err != nil || end < start {
 				return 0, 0, false
 			}
 		}
 		end = min(end, size-1)
 	}
-	if start > end {
-		return 0, 0, false
-	}
-	return start, end - start + 1, true
+	return start, max(0, end-start+1), true
 }
 
 // counter counts what ServeContent writes and keeps sendfile.
@@ -343,7 +345,7 @@ func ErrorHandler(err error, c echo.Context) {
 	h := res.Header()
 	cache := CacheNever
 	var e *Error
-	if errors.As(err, &e) && e.NoStore || NoFetch(c.Request().Context()) || c.Request().Header.Get(HeaderNoFetch) != "" {
+	if errors.As(err, &e) && e.NoStore || NoFetch(c.Request().Context()) {
 		cache = CacheNever
 	} else if status == http.StatusNotFound || status == http.StatusGone {
 		cache = CacheBriefly
