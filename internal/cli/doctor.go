@@ -106,7 +106,7 @@ func checks(cfg *config.Config) (list []check) {
 				if err != nil {
 					return err
 				}
-				_, err = db.Get(ctx, "/"+name+"/latest")
+				_, err = db.Get(ctx, "/latest")
 				return err
 			})
 		}

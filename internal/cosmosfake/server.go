@@ -11,6 +11,7 @@
 package cosmosfake
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -66,6 +67,7 @@ type Call struct {
 type Fault struct {
 	Status     int           // answered
 	Substatus  int           // said with it
+	Message    string        // said with it; "": "injected"
 	RetryAfter time.Duration // said with it
 	After      bool          // the work is done before
 	Drop       bool          // no answer: the connection is cut
@@ -169,7 +171,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if fault != nil && fault.Status != 0 {
 		a = answer{units: a.units, header: map[string]string{}}
-		err = fail(fault.Status, "injected")
+		err = fail(fault.Status, "%s", cmp.Or(fault.Message, "injected"))
 		if fault.Substatus != 0 {
 			a.header["x-ms-substatus"] = strconv.Itoa(fault.Substatus)
 		}
@@ -250,7 +252,7 @@ func (s *Server) authorized(r *http.Request, segments []string) error {
 	want := "type=master&ver=1.0&sig=" + base64.StdEncoding.EncodeToString(mac.Sum(nil))
 	got, err := url.QueryUnescape(r.Header.Get("Authorization"))
 	if err != nil || !hmac.Equal([]byte(got), []byte(want)) {
-		return fail(http.StatusUnauthorized, "the signature is wrong")
+		return fail(http.StatusUnauthorized, "The input authorization token can't serve the request. The wrong key is being used or the expected payload is not built as per the protocol.")
 	}
 	return nil
 }

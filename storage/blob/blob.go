@@ -224,6 +224,25 @@ func (r *reader) Close() (err error) {
 	return err
 }
 
+// whyRefused is in words what a 401 or 403 says, and what to do. Source: Microsoft's
+// "Azure Storage error codes".
+func whyRefused(re *azcore.ResponseError) string {
+	switch bloberror.Code(re.ErrorCode) {
+	case bloberror.AuthorizationPermissionMismatch, bloberror.InsufficientAccountPermissions:
+		return "the identity has no right to it: give it the role Storage Blob Data Contributor on the container"
+	case bloberror.AuthorizationFailure:
+		return "the account's firewall does not let this address in, or the identity has no role there"
+	case "KeyBasedAuthenticationNotPermitted":
+		return "the account takes no keys: set blob-endpoint in place of blob-connection-string, so that the identity is used"
+	case bloberror.AuthenticationFailed:
+		if strings.Contains(re.Error(), "Request date header too old") {
+			return "the clock of this machine is wrong"
+		}
+		return "the key is wrong, or not of this account"
+	}
+	return "look at the key or the identity's role, the firewall, and the clock"
+}
+
 // failure says what the service refused, without the request and response that
 // the SDK prints.
 func failure(what string, err error) error {
@@ -234,7 +253,7 @@ func failure(what string, err error) error {
 	case !errors.As(err, &re):
 		return goproxy.Busy(time.Second, "Blob Storage does not %s: %w", what, err)
 	case re.StatusCode == http.StatusForbidden || re.StatusCode == http.StatusUnauthorized:
-		return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage refused to %s: %d %s (the key or the identity's role, the firewall, or the clock)", what, re.StatusCode, re.ErrorCode)
+		return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage refused to %s: %s: %s", what, re.ErrorCode, whyRefused(re))
 	case re.StatusCode == http.StatusTooManyRequests || re.StatusCode >= 500:
 		return goproxy.Busy(time.Second, "Blob Storage does not %s: %d %s", what, re.StatusCode, re.ErrorCode)
 	}

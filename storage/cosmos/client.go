@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -87,8 +88,8 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			a.count(op, "none", 0)
 			// The SDK asks for the account's regions first, and wraps what that
 			// answers in text.
-			if m := wrappedRefusal.FindString(err.Error()); m != "" {
-				return refused(op, m)
+			if wrappedRefusal.MatchString(err.Error()) {
+				return refused(op, err)
 			}
 		} else {
 			var charge float64
@@ -105,7 +106,7 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			case http.StatusPreconditionFailed:
 				return errMoved
 			case http.StatusUnauthorized, http.StatusForbidden:
-				return refused(op, short(err).Error())
+				return refused(op, err)
 			case http.StatusTooManyRequests:
 				pause = max(pause, retryAfter(re.RawResponse))
 			case 449: // Retry With: another write to the item was going on
@@ -151,10 +152,36 @@ func (a *account) spend(ctx context.Context, charge float32) {
 	}
 }
 
-var wrappedRefusal = regexp.MustCompile(`RESPONSE 40[13]: [^\n]*`)
+var wrappedRefusal = regexp.MustCompile(`RESPONSE 40[13]: `)
 
-func refused(op, what string) error {
-	return goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB (%s) refused: %s: look at the key or the identity's role, the firewall, and the clock", op, what)
+// refused says why the service does not let this process in.
+func refused(op string, err error) error {
+	return goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB (%s) refused: %s", op, whyRefused(err.Error()))
+}
+
+// whyRefused is in words what the text of a 401 or 403 says, and what to do. Source:
+// Microsoft's "Troubleshoot Azure Cosmos DB forbidden exceptions" and "… unauthorized
+// exceptions".
+func whyRefused(text string) string {
+	has := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(strings.ToLower(text), w) })
+	}
+	switch {
+	case has("firewall", "public internet", "service endpoint", "private endpoint"):
+		return "the account's firewall does not let this address in: allow it, or reach the account by its private endpoint"
+	case has("not valid at the current time", "x-ms-date", "date header"):
+		return "the clock of this machine is wrong, and the request looks old or new to it"
+	case has("local authorization is disabled"):
+		return "the account takes no keys: leave cosmos-key and cosmos-connection-string out, so that the identity is used"
+	case has("cannot be authorized by aad token in data plane"):
+		return "an identity may not do that on the data plane: databases and containers are made with a key (athensctl storage init) or by Terraform"
+	case has("rbac permissions", "principal"):
+		return "the identity has no right to it: give it the role Cosmos DB Built-in Data Contributor on the database"
+	case has("wrong key", "mac signature", "authorization token can't serve"):
+		return "the key is wrong: cosmos-key, or the one in cosmos-connection-string, is not of this account"
+	}
+	line, _, _ := strings.Cut(text[max(0, strings.Index(text, "RESPONSE ")):], "\n")
+	return fmt.Sprintf("%.200s: look at the key or the identity's role, the firewall, and the clock", line)
 }
 
 // short is an error without the request and response that the SDK prints with it.

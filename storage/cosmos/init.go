@@ -83,7 +83,7 @@ func made(err error, report func(string), what string) error {
 		report(what + ": was there")
 		return nil
 	case errors.As(err, &re) && (re.StatusCode == http.StatusUnauthorized || re.StatusCode == http.StatusForbidden):
-		return goproxy.Errorf(http.StatusForbidden, "%s: Cosmos DB refused: %w (a wrong key, a firewall, or a clock that is wrong)", what, short(err))
+		return goproxy.Errorf(http.StatusForbidden, "%s: Cosmos DB refused: %s", what, whyRefused(err.Error()))
 	case errors.As(err, &re) && re.StatusCode == http.StatusBadRequest:
 		return fmt.Errorf("%s: Cosmos DB refused: %w (a serverless account takes no throughput; others need one)", what, short(err))
 	}

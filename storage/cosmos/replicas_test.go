@@ -289,8 +289,13 @@ func TestRefusals(t *testing.T) {
 		status int
 		want   string
 	}{
-		{cosmosfake.Fault{Status: 401}, 500, "refused: 401"},
-		{cosmosfake.Fault{Status: 403}, 500, "refused: 403"},
+		{cosmosfake.Fault{Status: 401}, 500, "refused: RESPONSE 401: 401 Unauthorized: look at the key"},
+		{cosmosfake.Fault{Status: 403}, 500, "refused: RESPONSE 403: 403 Forbidden: look at the key"},
+		{cosmosfake.Fault{Status: 403, Message: "Request originated from IP 192.0.2.1 through public internet. This is blocked by your Cosmos DB account firewall settings."}, 500, "the account's firewall"},
+		{cosmosfake.Fault{Status: 403, Substatus: 5301, Message: "Request is blocked because principal [x] does not have required RBAC permissions to perform action [Microsoft.DocumentDB/databaseAccounts/readMetadata] on resource [/]."}, 500, "give it the role Cosmos DB Built-in Data Contributor"},
+		{cosmosfake.Fault{Status: 403, Substatus: 5300, Message: "The given request [POST /dbs] cannot be authorized by AAD token in data plane."}, 500, "with a key"},
+		{cosmosfake.Fault{Status: 403, Message: "The authorization token is not valid at the current time. Please create another token and retry"}, 500, "the clock"},
+		{cosmosfake.Fault{Status: 401, Message: "Local Authorization is disabled. Use an AAD token to authorize all requests."}, 500, "takes no keys"},
 		{cosmosfake.Fault{Status: 429, RetryAfter: 3 * time.Second}, 503, "429"},
 		{cosmosfake.Fault{Status: 449}, 503, "449"},
 		{cosmosfake.Fault{Status: 503}, 503, "503"},
@@ -325,7 +330,7 @@ func TestRefusals(t *testing.T) {
 		account Account
 		want    string
 	}{
-		"wrong key":   {Account{Endpoint: a.Endpoint, Key: "d3Jvbmc=", Database: "x"}, "look at the key"},
+		"wrong key":   {Account{Endpoint: a.Endpoint, Key: "d3Jvbmc=", Database: "x"}, "the key is wrong"},
 		"no base64":   {Account{Endpoint: a.Endpoint, Key: "%%%", Database: "x"}, "cosmos-key: not base64"},
 		"no URL":      {Account{Endpoint: "nowhere", Key: "d3Jvbmc=", Database: "x"}, "cosmos-endpoint"},
 		"no database": {Account{Endpoint: a.Endpoint, Key: a.Key, Database: "absent"}, "athensctl storage init"},
