@@ -310,7 +310,43 @@ func TestCluster(t *testing.T) {
 		left := strings.Fields(kubectl(t, "get", "all,configmap,secret,serviceaccount,pvc,networkpolicy,poddisruptionbudget,ingress", "-l", "app.kubernetes.io/instance=site", "-o", "name"))
 		return len(left) == 1 && strings.HasPrefix(left[0], "persistentvolumeclaim/")
 	})
+	t.Run("Upgrade", func(t *testing.T) { fromPrevious(t, sets) })
 	t.Run("Azure", func(t *testing.T) { azure(t, sets, sumdb) })
+}
+
+// fromPrevious: the chart before this one is upgraded to it while it is used. The file
+// is what `helm package` made of that release; the release after this one replaces it.
+func fromPrevious(t *testing.T, sets []string) {
+	files, err := filepath.Glob("testdata/athensctl-*.tgz")
+	if err != nil || len(files) != 1 {
+		t.Fatalf("want one chart in testdata: %v, %v", files, err)
+	}
+	helm(t, append([]string{"install", "site", files[0], "--wait", "--timeout", "3m"}, args(sets)...)...)
+	token := kubectl(t, "get", "secret", "site-athensctl-token", "-o", "jsonpath={.data.token}")
+	eventually(t, "ingress", 30*time.Second, func() bool { return status(ingress+"/healthz") == 200 })
+	var paths []string
+	for _, ext := range []string{".info", ".mod", ".zip"} {
+		paths = append(paths, "/golang.org/x/mod/@v/"+version(t, "golang.org/x/mod")+ext)
+	}
+	for range 12 { // each proxy has them
+		for _, p := range paths {
+			eventually(t, p, 30*time.Second, func() bool { return status(ingress+p) == 200 })
+		}
+	}
+	l := startLoad(ingress, paths)
+	start := time.Now()
+	helm(t, append([]string{"upgrade", "site", chart, "--wait", "--timeout", "3m"}, args(sets)...)...)
+	l.end(t, "upgrade from "+strings.TrimSuffix(filepath.Base(files[0]), ".tgz"), time.Since(start))
+	if chart := helm(t, "list", "--filter", "^site$"); strings.Contains(chart, strings.TrimSuffix(filepath.Base(files[0]), ".tgz")) {
+		t.Errorf("the release is still of the previous chart: %s", chart)
+	}
+	if again := kubectl(t, "get", "secret", "site-athensctl-token", "-o", "jsonpath={.data.token}"); again != token {
+		t.Error("the token has changed with an upgrade")
+	}
+	if out := helm(t, "test", "site", "--timeout", "2m"); !strings.Contains(out, "Succeeded") {
+		t.Errorf("helm test: %s", out)
+	}
+	helm(t, "uninstall", "site", "--wait", "--timeout", "2m")
 }
 
 // behindCDN: immutable files reach the origin once, and come when the proxies are
