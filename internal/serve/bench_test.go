@@ -10,6 +10,8 @@ import (
 
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/mod/module"
 
 	"github.com/athensctl/athensctl/goproxy"
@@ -32,15 +34,20 @@ func (d discard) Write(b []byte) (int, error) { return len(b), nil }
 // BenchmarkRequest is what stands around a route, and the handler of a .mod file that is
 // in memory; without the network.
 func BenchmarkRequest(b *testing.B) {
+	asked := http.Header{"Traceparent": {"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}}
+	tracer := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.NeverSample()))).Tracer("")
 	for _, bm := range []struct {
 		name   string
 		header http.Header
+		tracer trace.Tracer
 	}{
-		{"off", http.Header{}},
-		{"off, traceparent", http.Header{"Traceparent": {"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}}},
+		{"off", http.Header{}, nil},
+		{"off, traceparent", asked, nil},
+		{"on, not sampled", http.Header{}, tracer},
+		{"on, sampled", asked, tracer},
 	} {
 		b.Run(bm.name, func(b *testing.B) {
-			s := New(Options{MaxRequests: 100, Registry: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+			s := New(Options{MaxRequests: 100, Tracer: bm.tracer, Registry: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 			err := s.Listen(Role{
 				Name: "proxy", Address: "127.0.0.1:0", Ready: func(context.Context) error { return nil },
 				Routes: func(e *echo.Echo) { e.Any("/*", goproxy.Handler(inMemory{})) },

@@ -18,6 +18,7 @@ import (
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/fleet"
+	"github.com/athensctl/athensctl/internal/tracing"
 )
 
 type buffer struct {
@@ -178,6 +179,7 @@ func TestMaxRequests(t *testing.T) {
 func TestCall(t *testing.T) {
 	type seen struct {
 		call     fleet.Call
+		trace    string
 		deadline time.Duration
 	}
 	for _, internal := range []bool{true, false} {
@@ -185,16 +187,16 @@ func TestCall(t *testing.T) {
 		s := run(t, Role{Internal: internal, Routes: func(e *echo.Echo) {
 			e.GET("/x", func(c echo.Context) error {
 				ctx := c.Request().Context()
-				got = seen{call: fleet.CallOf(ctx)}
+				got = seen{call: fleet.CallOf(ctx), trace: tracing.Parent(ctx)}
 				if d, ok := ctx.Deadline(); ok {
 					got.deadline = time.Until(d)
 				}
 				return c.NoContent(204)
 			})
 		}}, Options{})
-		trace := "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-		_, _, h := get(t, s.url+"/x", fleet.HeaderTimeout, "5000", fleet.HeaderRequestID, "my-id", fleet.HeaderPriority, "u=7", fleet.HeaderTrace, trace)
-		if h.Get(fleet.HeaderRequestID) != "my-id" || got.call.RequestID != "my-id" || got.call.Trace[:36] != trace[:36] {
+		parent := "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+		_, _, h := get(t, s.url+"/x", fleet.HeaderTimeout, "5000", fleet.HeaderRequestID, "my-id", fleet.HeaderPriority, "u=7", "traceparent", parent)
+		if h.Get(fleet.HeaderRequestID) != "my-id" || got.call.RequestID != "my-id" || got.trace != parent {
 			t.Errorf("internal %v: %+v, answered %v", internal, got, h)
 		}
 		if got.call.Background != internal || (got.deadline > 4*time.Second && got.deadline <= 5*time.Second) != internal {
