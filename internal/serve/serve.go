@@ -243,7 +243,7 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 			health := unlogged(req.URL.Path)
 			var span trace.Span
 			if !health {
-				ctx, span = s.trace(ctx, r.Name, call, req)
+				ctx, span = s.trace(ctx, r, call, req)
 			}
 			c.SetRequest(req.WithContext(ctx))
 			s.pace(c)
@@ -279,13 +279,13 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 var errCut = errors.New("the answer was cut")
 
 // trace takes up the trace that a request came with, and begins the request's span in it
-// where there is a tracer.
-func (s *Servers) trace(ctx context.Context, role string, call fleet.Call, req *http.Request) (context.Context, trace.Span) {
-	ctx, span := tracing.Serve(ctx, s.o.Tracer, req)
+// where there is a tracer. An internal role begins no traces: it would be one for each look at the queue.
+func (s *Servers) trace(ctx context.Context, role Role, call fleet.Call, req *http.Request) (context.Context, trace.Span) {
+	ctx, span := tracing.Serve(ctx, s.o.Tracer, req, !role.Internal)
 	if !span.IsRecording() {
 		return ctx, span
 	}
-	span.SetAttributes(attribute.String("athensctl.role", role), attribute.String("athensctl.request_id", call.RequestID))
+	span.SetAttributes(attribute.String("athensctl.role", role.Name), attribute.String("athensctl.request_id", call.RequestID))
 	path := strings.TrimPrefix(req.URL.Path, "/cached-only")
 	for _, suffix := range []string{".save", ".delete"} {
 		if p, ok := strings.CutSuffix(path, suffix); ok {

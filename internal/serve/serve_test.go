@@ -338,3 +338,71 @@ func TestLog(t *testing.T) {
 		}
 	}
 }
+
+// An answer that is cut is told to the client, counted and logged, and is in flight no more.
+func TestCut(t *testing.T) {
+	s := run(t, Role{Routes: func(e *echo.Echo) {
+		e.GET("/x", func(c echo.Context) error {
+			c.Response().Header().Set("Content-Length", "100")
+			io.WriteString(c.Response(), "half")
+			panic(http.ErrAbortHandler)
+		})
+	}}, Options{})
+	for range 3 {
+		resp, err := http.Get(s.url + "/x")
+		if err != nil {
+			continue // it was cut before the header was sent
+		}
+		if b, err := io.ReadAll(resp.Body); err == nil {
+			t.Errorf("the client sees %q", b)
+		}
+		resp.Body.Close()
+	}
+	_, metrics, _ := get(t, s.url+"/metrics")
+	for _, want := range []string{
+		`athensctl_requests_in_flight{role="proxy"} 1`, // this one
+		`athensctl_request_seconds_count{method="GET",role="proxy",status="200"} 3`, `athensctl_response_bytes_total{role="proxy"} 12`,
+	} {
+		if !strings.Contains(metrics, want+"\n") {
+			t.Errorf("no %s in\n%s", want, metrics)
+		}
+	}
+	s.stop()
+	if n := strings.Count(s.log.String(), `err="the answer was cut"`); n != 3 {
+		t.Errorf("%d lines of three:\n%s", n, s.log)
+	}
+}
+
+// The line of a request says in which trace it is, where somebody records that one.
+func TestTraceInLog(t *testing.T) {
+	s := run(t, Role{}, Options{})
+	const id = "0af7651916cd43dd8448eb211c80319c"
+	for path, parent := range map[string]string{"/sampled": "00-" + id + "-b7ad6b7169203331-01", "/not": "00-" + id + "-b7ad6b7169203331-00", "/none": "nonsense"} {
+		get(t, s.url+path, "traceparent", parent)
+	}
+	s.stop()
+	for line := range strings.Lines(s.log.String()) {
+		if strings.Contains(line, "msg=request") && strings.Contains(line, "trace_id="+id) != strings.Contains(line, "path=/sampled") {
+			t.Error(line)
+		}
+	}
+}
+
+// Without a tracer a request costs as many allocations as it did before there was tracing.
+func TestUntracedCostsNothing(t *testing.T) {
+	s := New(Options{Registry: prometheus.NewRegistry()})
+	req, err := http.NewRequest(http.MethodGet, "/example.com/m/@v/v1.0.0.mod", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	if n := testing.AllocsPerRun(100, func() {
+		ctx, span := s.trace(ctx, Role{Name: "proxy"}, fleet.Call{}, req)
+		if tracing.ID(ctx) != "" {
+			t.Error("traced")
+		}
+		tracing.Served(span, 200, 0, nil)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

@@ -19,11 +19,12 @@ import (
 // The attributes of HTTP spans are those of
 // https://opentelemetry.io/docs/specs/semconv/http/http-spans/.
 
-// Serve begins the span of a request that has come, in the trace of who asks. Without a
-// tracer it hands on that trace, and nothing is recorded.
-func Serve(ctx context.Context, t trace.Tracer, req *http.Request) (context.Context, trace.Span) {
+// Serve begins the span of a request that has come, in the trace of who asks, or where
+// there is none in a new one if begins says so. Without a tracer nothing is recorded, and
+// the trace goes on.
+func Serve(ctx context.Context, t trace.Tracer, req *http.Request, begins bool) (context.Context, trace.Span) {
 	ctx = Extract(ctx, req.Header)
-	if t == nil {
+	if t == nil || !begins && !trace.SpanContextFromContext(ctx).IsValid() {
 		return ctx, none
 	}
 	ctx, span := t.Start(ctx, method(req.Method), trace.WithSpanKind(trace.SpanKindServer))
