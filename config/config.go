@@ -90,6 +90,10 @@ type Config struct {
 	LogLevel      string `key:"log-level" default:"info" help:"debug, info (a line a request), warn or error."`
 	LogFormat     string `key:"log-format" default:"text" help:"text or json."`
 
+	OTLPEndpoint string  `key:"otlp-endpoint" help:"URL of an OpenTelemetry receiver that takes OTLP over HTTP as protobuf (http://collector:4318; /v1/traces is added). Traces are sent to it; empty: none are made."`
+	OTLPHeaders  List    `key:"otlp-headers" secret:"true" help:"NAME=VALUE: headers that the receiver asks for, to know who sends."`
+	TraceSample  float64 `key:"trace-sample" default:"1" zero:"true" help:"Share of the traces begun here that are recorded, from 0 to 1. One that a caller began (traceparent) is recorded if the caller's is."`
+
 	Freshness          time.Duration `key:"freshness" default:"1m" help:"How long a version list, and the absence of a module, is served without asking upstream."`
 	ListMaxStale       time.Duration `key:"list-max-stale" default:"1h" help:"Up to this age a list is served while it is refreshed behind the reader."`
 	ListWait           time.Duration `key:"list-wait" default:"2s" help:"How long a request waits for the refresh of a list older than list-max-stale."`
@@ -305,7 +309,7 @@ func (f field) fromFile(raw any) (string, error) {
 		}
 	case int, int64, uint64, float64: // a float64 is what JSON's numbers are
 		switch zero.(type) {
-		case int, Bytes:
+		case int, Bytes, float64:
 			if n, ok := raw.(float64); ok {
 				return strconv.FormatFloat(n, 'f', -1, 64), nil
 			}
@@ -315,7 +319,7 @@ func (f field) fromFile(raw any) (string, error) {
 	switch zero.(type) {
 	case bool:
 		return "", errors.New("true or false is needed, without quotes")
-	case int:
+	case int, float64:
 		return "", errors.New("a number is needed, without quotes")
 	case Bytes:
 		return "", errors.New("a number of bytes, or a string such as 10GiB, is needed")
@@ -335,7 +339,7 @@ func (f field) typeName() string {
 		return "size"
 	case time.Duration:
 		return "duration"
-	case int:
+	case int, float64:
 		return "number"
 	}
 	if f.secret {
@@ -374,6 +378,12 @@ func set(v reflect.Value, f field, text string) error {
 			return fmt.Errorf("%q is not a number above 0", text)
 		}
 		v.SetInt(int64(n))
+	case float64:
+		n, err := strconv.ParseFloat(text, 64)
+		if err != nil || !(n >= 0) || n == 0 && !f.zero {
+			return fmt.Errorf("%q is not a number above 0", text)
+		}
+		v.SetFloat(n)
 	case Bytes:
 		n, err := humanize.ParseBytes(text)
 		if err != nil || n < 1 || n > 1<<60 {
@@ -566,10 +576,35 @@ func (c *Config) validate() (errs []error) {
 	if n := len(c.WebhookSecret); n > 0 && n < 16 {
 		bad("webhook-secret", "it has %d characters; at least 16 are needed", n)
 	}
+	c.validateTraces(bad)
 	if !validSumDB(c.SumDB) {
 		bad("sumdb", "%q is not sum.golang.org or name+hash+key, and perhaps a URL after a space, nor off", userinfo.ReplaceAllString(c.SumDB, "://********@"))
 	}
 	return errs
+}
+
+func (c *Config) validateTraces(bad func(key, format string, args ...any)) {
+	u, err := parseURL(c.OTLPEndpoint)
+	switch {
+	case c.OTLPEndpoint == "":
+	case err != nil:
+		bad("otlp-endpoint", "%w", err)
+	case u.User != nil:
+		bad("otlp-endpoint", "it has a user or a password in it: otlp-headers is for that")
+	case strings.HasSuffix(strings.TrimSuffix(u.Path, "/"), "/v1/traces"):
+		bad("otlp-endpoint", "%q: leave /v1/traces out, it is added", c.OTLPEndpoint)
+	}
+	for i, h := range c.OTLPHeaders {
+		if name, value, ok := strings.Cut(h, "="); !ok || !headerName.MatchString(name) || value == "" || strings.ContainsFunc(value, unicode.IsControl) {
+			bad("otlp-headers", "entry %d is not NAME=VALUE", i+1)
+		}
+	}
+	if len(c.OTLPHeaders) > 0 && c.OTLPEndpoint == "" {
+		bad("otlp-headers", "there is no otlp-endpoint to send them to")
+	}
+	if c.TraceSample > 1 {
+		bad("trace-sample", "%v is above 1, which is all", c.TraceSample)
+	}
 }
 
 // validateAzure: a setting of Azure's that has no effect is an error too; a store

@@ -99,6 +99,15 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"--role=storage,crawler", "", `role: storage,crawler: nobody can reach`},
 		{"--internal-token=0123456789abcdef\n", "", `internal-token: it has a space, a newline`},
 		{"--private=https://git.example.com/*", "", `private: "https://git.example.com/*"`},
+		{"--otlp-endpoint=collector:4318", "", `otlp-endpoint: "collector:4318" is not an http or https URL`},
+		{"--otlp-endpoint=https://me:hunter2@c", "", `otlp-endpoint: it has a user or a password in it`},
+		{"--otlp-endpoint=http://c:4318/v1/traces", "", `leave /v1/traces out`},
+		{"--otlp-endpoint=http://c --otlp-headers=a=b,hunter2", "", `otlp-headers: entry 2 is not NAME=VALUE`},
+		{"--otlp-headers=a=b", "", `otlp-headers: there is no otlp-endpoint`},
+		{"--trace-sample=1.5", "", `trace-sample: 1.5 is above 1`},
+		{"--trace-sample=-0.1", "", `trace-sample (flag): "-0.1" is not a number`},
+		{"--trace-sample=NaN", "", `trace-sample (flag): "NaN" is not a number`},
+		{"--trace-sample=half", "", `trace-sample (flag): "half" is not a number`},
 	} {
 		var args []string
 		for a := range strings.SplitSeq(tc.args, " --") {
@@ -128,6 +137,9 @@ func TestFileIsStrict(t *testing.T) {
 		{"json", `{"workers": 9, "cache-max-bytes": 10737418240}`, ""},
 		{"toml", "workers = 9\nfreshness = \"30s\"\n", ""},
 		{"yml", "workers: 9\nlisten:\nsumdb: off\ncache-max-bytes: 1024\n", ""},
+		{"toml", "workers = 9\ntrace-sample = 0.05\n", ""},
+		{"json", `{"workers": 9, "trace-sample": 0}`, ""},
+		{"yaml", "trace-sample: \"0.5\"\n", "trace-sample (file FILE): a number is needed"},
 		{"json", `{"workers": 9.5}`, `workers (file FILE): "9.5" is not a number`},
 		{"yaml", "workers: \"9\"\n", "workers (file FILE): a number is needed"},
 		{"yaml", "listen: 3\n", "listen (file FILE): a string is needed"},
@@ -193,7 +205,7 @@ func TestKubernetesServiceLinksAreIgnored(t *testing.T) {
 
 func TestSecretsAreMasked(t *testing.T) {
 	c, err := load(t, []string{"--internal-token=0123456789abcdef", "--upstream=https://me:hunter2@example.com|https://hunter2@example.com/x@v1|direct",
-		"--storage-url=http://a.example,http://:hunter2@b.example", "--sumdb=sum.golang.org https://me:hunter2@example.com"}, nil)
+		"--storage-url=http://a.example,http://:hunter2@b.example", "--sumdb=sum.golang.org https://me:hunter2@example.com", "--otlp-endpoint=http://c", "--otlp-headers=Authorization=Basic hunter2=="}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

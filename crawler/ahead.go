@@ -75,7 +75,7 @@ func (c *Crawler) bring(ctx context.Context, k storage.Key) error {
 		priority = storage.Ahead
 	}
 	for {
-		_, err := c.ledger.Enqueue(ctx, storage.Job{Key: k, Priority: priority})
+		_, err := c.ledger.Enqueue(ctx, jobOf(ctx, k, priority))
 		switch {
 		case errors.Is(err, storage.ErrQueueFull), goproxy.Status(err) == 503:
 			if !sleep(ctx, max(time.Second, retryAfter(err))) {

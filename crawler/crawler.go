@@ -18,11 +18,15 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/mod/module"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/fleet"
+	"github.com/athensctl/athensctl/internal/tracing"
 	"github.com/athensctl/athensctl/storage"
 )
 
@@ -56,6 +60,7 @@ type Options struct {
 	Attempts      int           // of one job
 	Ahead         Ahead
 	Metrics       prometheus.Registerer
+	Tracer        trace.Tracer // nil: fetches are not traced
 	Log           *slog.Logger
 }
 
@@ -241,7 +246,7 @@ func (c *Crawler) fetched(ctx context.Context, k storage.Key) error {
 		return c.ledger.Wait(ctx, k)
 	}
 	ended := make(chan error, 1)
-	job, err := c.ledger.Start(ctx, storage.Job{Key: k, Priority: storage.Demand}, worker.name, c.o.Lease)
+	job, err := c.ledger.Start(ctx, jobOf(ctx, k, storage.Demand), worker.name, c.o.Lease)
 	if job == nil || err != nil {
 		worker.leave()
 		if err != nil {
@@ -262,9 +267,14 @@ func (c *Crawler) fetched(ctx context.Context, k storage.Key) error {
 }
 
 func (c *Crawler) enqueue(ctx context.Context, k storage.Key) error {
-	_, err := c.ledger.Enqueue(ctx, storage.Job{Key: k, Priority: storage.Demand})
+	_, err := c.ledger.Enqueue(ctx, jobOf(ctx, k, storage.Demand))
 	c.wakeWorker()
 	return c.countFull(err)
+}
+
+// jobOf is a job that belongs to the trace in ctx.
+func jobOf(ctx context.Context, k storage.Key, p storage.Priority) storage.Job {
+	return storage.Job{Key: k, Priority: p, Trace: tracing.Parent(ctx)}
 }
 
 func (c *Crawler) wakeWorker() {
@@ -375,6 +385,8 @@ func (c *Crawler) work(ctx context.Context) {
 func (c *Crawler) run(ctx context.Context, job *storage.Job) error {
 	c.busy.Add(1)
 	defer c.busy.Add(-1)
+	ctx, span := c.trace(ctx, job)
+	defer span.End()
 	jobCtx, cancel := context.WithCancelCause(ctx)
 	var beat sync.WaitGroup
 	beat.Go(func() { c.heartbeat(jobCtx, cancel, job) })
@@ -422,12 +434,32 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job) error {
 		c.o.Log.Warn("a job's end was not taken", "job", job.Key.String(), "err", ended)
 	}
 	c.outcomes.WithLabelValues(string(job.Key.File), outcome).Inc()
+	span.SetAttributes(attribute.String("athensctl.outcome", outcome))
 	if err != nil && outcome != "refused" {
+		span.SetStatus(codes.Error, err.Error())
 		c.o.Log.Warn("fetch", "job", job.Key.String(), "attempt", job.Attempts, "outcome", outcome, "err", err)
 	} else {
 		c.o.Log.Debug("fetch", "job", job.Key.String(), "outcome", outcome)
 	}
 	return err
+}
+
+// trace begins the span of an attempt: in the trace of who may be waiting for it. One
+// that nobody waits for, ahead of demand or of a job that was parked, begins a trace of
+// its own, with a link to where the job comes from.
+func (c *Crawler) trace(ctx context.Context, job *storage.Job) (context.Context, trace.Span) {
+	from := tracing.WithParent(ctx, job.Trace)
+	o := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer)}
+	if job.Priority == storage.Demand && job.Attempts <= c.o.Attempts {
+		ctx = from
+	} else if o = append(o, trace.WithNewRoot()); job.Trace != "" {
+		o = append(o, trace.WithLinks(trace.LinkFromContext(from)))
+	}
+	ctx, span := tracing.Begin(ctx, c.o.Tracer, "fetch "+string(job.Key.File), o...)
+	if span.IsRecording() {
+		span.SetAttributes(attribute.String("athensctl.module", job.Key.Path), attribute.String("athensctl.version", job.Key.Query), attribute.Int("athensctl.attempt", job.Attempts))
+	}
+	return ctx, span
 }
 
 func (c *Crawler) heartbeat(ctx context.Context, cancel context.CancelCauseFunc, job *storage.Job) {

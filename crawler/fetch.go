@@ -317,7 +317,7 @@ func (c *Crawler) complete(ctx context.Context, m module.Version) {
 		return
 	}
 	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileInfo}
-	job, err := c.ledger.Start(ctx, storage.Job{Key: k, Priority: storage.Demand}, c.workerName(), c.o.Lease)
+	job, err := c.ledger.Start(ctx, jobOf(ctx, k, storage.Demand), c.workerName(), c.o.Lease)
 	if err == nil && job != nil {
 		err = c.run(ctx, job)
 	}

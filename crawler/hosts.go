@@ -33,6 +33,7 @@ type HostOptions struct {
 type Hosts struct {
 	o        HostOptions
 	requests *prometheus.CounterVec
+	received *prometheus.CounterVec
 
 	mu    sync.Mutex
 	hosts map[string]*host
@@ -44,6 +45,7 @@ type host struct {
 	slots, ahead *semaphore.Weighted
 	limit        *rate.Limiter
 	label        string
+	received     prometheus.Counter
 	most         int // failures; 0: any number
 
 	mu       sync.Mutex
@@ -66,9 +68,12 @@ func NewHosts(o HostOptions) *Hosts {
 	h := &Hosts{o: o, hosts: map[string]*host{}, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "athensctl_host_requests_total",
 		Help: "Requests to hosts on the internet, by host (the first 100, then other) and outcome (ok, refused: 4xx; limited: 429, 503 and spent rate limits; failed: other 5xx and no answer; held: not sent, for the host's bounds).",
-	}, []string{"host", "outcome"})}
+	}, []string{"host", "outcome"}), received: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "athensctl_host_received_bytes_total",
+		Help: "Bytes of the bodies that hosts on the internet have sent, by host (the first 100, then other).",
+	}, []string{"host"})}
 	if o.Metrics != nil {
-		o.Metrics.MustRegister(h.requests)
+		o.Metrics.MustRegister(h.requests, h.received)
 	}
 	return h
 }
@@ -89,6 +94,7 @@ func (h *Hosts) get(name string) *host {
 		if len(h.hosts) >= maxHostLabels {
 			t.label = "other"
 		}
+		t.received = h.received.WithLabelValues(t.label)
 		h.hosts[name] = t
 	}
 	return t
@@ -120,7 +126,7 @@ func (h *Hosts) Wrap(next http.RoundTripper) http.RoundTripper {
 			release()
 			return nil, err
 		}
-		resp.Body = &heldBody{ReadCloser: resp.Body, release: release}
+		resp.Body = &heldBody{ReadCloser: resp.Body, release: release, received: t.received}
 		return resp, nil
 	})
 }
@@ -132,7 +138,14 @@ func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { ret
 // heldBody gives the host's slot back when it is closed.
 type heldBody struct {
 	io.ReadCloser
-	release func()
+	release  func()
+	received prometheus.Counter
+}
+
+func (b *heldBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.received.Add(float64(n))
+	return n, err
 }
 
 func (b *heldBody) Close() error {

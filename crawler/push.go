@@ -59,7 +59,7 @@ func (c *Crawler) pushed(ctx context.Context, k storage.Key, version string) err
 		if slices.Contains(known.Versions, version) {
 			c.countAhead(k.Path, nil)
 			// Its files, before somebody asks; nobody waits for them.
-			_, err := c.ledger.Enqueue(ctx, storage.Job{Key: storage.Key{Path: k.Path, Query: version, File: storage.FileZip}, Priority: storage.Ahead})
+			_, err := c.ledger.Enqueue(ctx, jobOf(ctx, storage.Key{Path: k.Path, Query: version, File: storage.FileZip}, storage.Ahead))
 			c.wakeWorker()
 			return err
 		}

@@ -28,26 +28,33 @@ type changing struct {
 
 // List implements goproxy.Source: from what is known, as fresh as Options say.
 func (p *Proxy) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
+	start := time.Now()
 	k := storage.Key{Path: path, File: storage.FileList}
 	if !p.mayFetch(ctx) {
 		list, err := p.store.List(ctx, path)
-		if err == nil && len(list.Versions) == 0 {
-			return nil, notKept(k)
+		if err == nil {
+			p.metrics.answered(ctx, start, fromStorage, k.File)
+			if len(list.Versions) == 0 {
+				return nil, notKept(k)
+			}
 		}
 		return list, err
 	}
-	a, stale, err := p.current(ctx, k)
+	a, tier, err := p.current(ctx, k)
 	if err != nil {
 		if p.o.Mode == Fallback && mayFallBack(err) {
 			if list, keptErr := p.store.List(ctx, path); keptErr == nil && len(list.Versions) > 0 {
-				p.count("stale", k)
+				p.metrics.answered(ctx, start, fromOld, k.File)
 				list.Stale = true
 				return list, nil
 			}
 		}
+		p.metrics.answered(ctx, start, tier, k.File)
 		return nil, err
 	}
-	if stale {
+	p.metrics.answered(ctx, start, tier, k.File)
+	p.metrics.served(k.File, a.checked)
+	if tier == fromOld {
 		l := *a.list
 		l.Stale = true
 		return &l, nil
@@ -56,22 +63,29 @@ func (p *Proxy) List(ctx context.Context, path string) (*goproxy.VersionList, er
 }
 
 // resolveQuery answers "latest", a branch or a commit.
-func (p *Proxy) resolveQuery(ctx context.Context, k storage.Key) (*goproxy.Info, error) {
+func (p *Proxy) resolveQuery(ctx context.Context, start time.Time, k storage.Key) (*goproxy.Info, error) {
 	if !p.mayFetch(ctx) {
-		return p.store.Resolve(ctx, k.Path, k.Query)
+		info, err := p.store.Resolve(ctx, k.Path, k.Query)
+		if err == nil || isRefusal(err) {
+			p.metrics.answered(ctx, start, fromStorage, k.File)
+		}
+		return info, err
 	}
-	a, stale, err := p.current(ctx, k)
+	a, tier, err := p.current(ctx, k)
 	if err != nil {
 		if p.o.Mode == Fallback && mayFallBack(err) {
 			if info, keptErr := p.store.Resolve(ctx, k.Path, k.Query); keptErr == nil {
-				p.count("stale", k)
+				p.metrics.answered(ctx, start, fromOld, k.File)
 				info.Stale = true
 				return info, nil
 			}
 		}
+		p.metrics.answered(ctx, start, tier, k.File)
 		return nil, err
 	}
-	if stale {
+	p.metrics.answered(ctx, start, tier, k.File)
+	p.metrics.served(k.File, a.checked)
+	if tier == fromOld {
 		i := *a.info
 		i.Stale = true
 		return &i, nil
@@ -88,20 +102,19 @@ func mayFallBack(err error) bool {
 // current returns upstream's answer for k: what is in memory or in the ledger
 // if it is fresh; if it is a little older too, while a refresh goes on behind;
 // older still, it waits a little for the refresh. Only the first sight of k
-// waits as long as a fetch may take.
-func (p *Proxy) current(ctx context.Context, k storage.Key) (a *changing, stale bool, err error) {
+// waits as long as a fetch may take. tier is where the answer came from, of a refusal
+// too; "" with an error that is none.
+func (p *Proxy) current(ctx context.Context, k storage.Key) (a *changing, tier string, err error) {
 	if v, ok := p.memory.get(k); ok {
 		a, _ = v.(*changing)
 	}
+	tier = fromMemory
 	if a == nil || time.Since(a.looked) >= p.o.ListRemember || time.Since(a.checked) >= p.o.Freshness {
 		// Another proxy, or a push, may have had it refreshed, or have made it old.
 		if known := p.fromLedger(ctx, k); known != nil && (a == nil || !known.checked.Equal(a.checked) || a.looked != known.looked) {
-			a = known
+			a, tier = known, fromStorage
 			p.rememberChanging(k, a)
-			p.count("storage", k)
 		}
-	} else {
-		p.count("memory", k)
 	}
 	age := time.Duration(0)
 	if a != nil {
@@ -111,8 +124,9 @@ func (p *Proxy) current(ctx context.Context, k storage.Key) (a *changing, stale 
 	case a == nil || a.err != nil && age >= p.o.Freshness:
 		a, err = p.refresh(ctx, k)
 		if err != nil {
-			return nil, false, err
+			return nil, "", err
 		}
+		tier = fromCrawler
 	case age < p.o.Freshness:
 	case age < p.o.ListMaxStale:
 		p.refreshBehind(ctx, k)
@@ -123,24 +137,25 @@ func (p *Proxy) current(ctx context.Context, k storage.Key) (a *changing, stale 
 		cancel()
 		switch {
 		case err == nil:
-			a = fresh
+			a, tier = fresh, fromCrawler
 		case ctx.Err() != nil:
-			return nil, false, ctx.Err()
+			return nil, "", ctx.Err()
 		case p.o.Mode == Strict && !late:
-			return nil, false, err
+			return nil, "", err
 		case p.o.Mode == Strict:
 			// Strict wants upstream's word: it waits for it as for a first sight.
 			if a, err = p.refresh(ctx, k); err != nil {
-				return nil, false, err
+				return nil, "", err
 			}
+			tier = fromCrawler
 		default:
-			stale = true
+			tier = fromOld
 		}
 	}
 	if a.err != nil {
-		return nil, false, a.err
+		return nil, tier, a.err
 	}
-	return a, stale, nil
+	return a, tier, nil
 }
 
 func (p *Proxy) rememberChanging(k storage.Key, a *changing) {
@@ -184,7 +199,7 @@ func (p *Proxy) fromLedger(ctx context.Context, k storage.Key) *changing {
 
 // refresh asks the crawler and remembers its answer.
 func (p *Proxy) refresh(ctx context.Context, k storage.Key) (*changing, error) {
-	v, err := p.share(ctx, k, func(ctx context.Context) (any, error) {
+	v, _, err := p.share(ctx, k, func(ctx context.Context) (any, string, error) {
 		a := &changing{checked: time.Now(), looked: time.Now()}
 		var err error
 		if k.File == storage.FileList {
@@ -196,16 +211,15 @@ func (p *Proxy) refresh(ctx context.Context, k storage.Key) (*changing, error) {
 				a.checked = a.info.Checked
 			}
 		}
-		p.count("crawler", k)
-		switch goproxy.Status(err) {
-		case 200:
-		case 404, 410, 403, 501:
+		switch {
+		case err == nil:
+		case isRefusal(err):
 			a.err = err
 		default:
-			return nil, err
+			return nil, "", err
 		}
 		p.rememberChanging(k, a)
-		return a, nil
+		return a, fromCrawler, nil
 	})
 	if err != nil {
 		return nil, err

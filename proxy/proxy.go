@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/mod/module"
 	"golang.org/x/sync/singleflight"
 
@@ -58,8 +59,7 @@ type Proxy struct {
 	disk    *diskCache
 	flights singleflight.Group
 	waiting atomic.Int64
-	hits    *prometheus.CounterVec
-	gaveUp  *prometheus.CounterVec
+	metrics *metrics
 	// generation grows with each deletion: what was read before is not kept after.
 	generation atomic.Int64
 	behind     sync.Map // keys that are refreshed behind a reader now
@@ -89,18 +89,10 @@ func New(store storage.Store, ledger storage.Ledger, crawler goproxy.Source, o O
 	}
 	p := &Proxy{
 		o: o, store: store, ledger: ledger, crawler: crawler, disk: disk,
-		memory: newLRU[storage.Key, any](o.MemoryBytes, nil),
-		hits: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "athensctl_proxy_answers_total",
-			Help: "Answers of the proxy, by where they came from (memory, disk, storage, crawler, stale) and file.",
-		}, []string{"tier", "file"}),
-		gaveUp: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "athensctl_proxy_gave_up_total",
-			Help: "Requests that were not answered: waiting (too many waited already), timeout (the fetch takes longer than fetch-timeout and goes on).",
-		}, []string{"bound"}),
+		memory: newLRU[storage.Key, any](o.MemoryBytes, nil), metrics: newMetrics(o.Metrics),
 	}
 	if o.Metrics != nil {
-		o.Metrics.MustRegister(p.hits, p.gaveUp,
+		o.Metrics.MustRegister(
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "athensctl_proxy_waiting", Help: "Requests that wait for a fetch."},
 				func() float64 { return float64(p.waiting.Load()) }),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "athensctl_proxy_cache_bytes", Help: "Bytes in the disk cache."},
@@ -120,14 +112,15 @@ func (p *Proxy) remember(k storage.Key, v any, bytes int) {
 
 // Mod implements goproxy.Source.
 func (p *Proxy) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	start := time.Now()
 	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileMod}
 	if v, ok := p.memory.get(k); ok {
 		if f, ok := v.(*file); ok {
-			p.count("memory", k)
+			p.metrics.answered(ctx, start, fromMemory, k.File)
 			return goproxy.NewBlob(f.content, f.kept), nil
 		}
 	}
-	v, err := p.fetch(ctx, k, func(ctx context.Context, s goproxy.Source) (any, error) {
+	v, tier, err := p.fetch(ctx, k, func(ctx context.Context, s goproxy.Source) (any, error) {
 		b, err := s.Mod(ctx, m)
 		if err != nil {
 			return nil, err
@@ -135,6 +128,7 @@ func (p *Proxy) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error
 		content, err := b.ReadAll(goproxy.MaxModBytes)
 		return &file{content, b.ModTime}, err
 	})
+	p.metrics.answered(ctx, start, tier, k.File)
 	if err != nil {
 		return nil, err
 	}
@@ -144,19 +138,21 @@ func (p *Proxy) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error
 
 // Resolve implements goproxy.Source.
 func (p *Proxy) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
+	start := time.Now()
 	k := storage.Key{Path: path, Query: query, File: storage.FileInfo}
 	if !goproxy.IsCanonical(path, query) {
-		return p.resolveQuery(ctx, k)
+		return p.resolveQuery(ctx, start, k)
 	}
 	if v, ok := p.memory.get(k); ok {
 		if info, ok := v.(*goproxy.Info); ok {
-			p.count("memory", k)
+			p.metrics.answered(ctx, start, fromMemory, k.File)
 			return info, nil
 		}
 	}
-	v, err := p.fetch(ctx, k, func(ctx context.Context, s goproxy.Source) (any, error) {
+	v, tier, err := p.fetch(ctx, k, func(ctx context.Context, s goproxy.Source) (any, error) {
 		return s.Resolve(ctx, path, query)
 	})
+	p.metrics.answered(ctx, start, tier, k.File)
 	if err != nil {
 		return nil, err
 	}
@@ -165,29 +161,37 @@ func (p *Proxy) Resolve(ctx context.Context, path, query string) (*goproxy.Info,
 
 // Zip implements goproxy.Source.
 func (p *Proxy) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	start := time.Now()
+	b, tier, err := p.zip(ctx, m)
+	p.metrics.answered(ctx, start, tier, storage.FileZip)
+	return b, err
+}
+
+func (p *Proxy) zip(ctx context.Context, m module.Version) (b *goproxy.Blob, tier string, err error) {
 	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileZip}
 	if b := p.disk.get(k.String()); b != nil {
-		p.count("disk", k)
-		return b, nil
+		return b, fromDisk, nil
 	}
 	for range 2 {
 		// One reader brings it into the disk cache; the others wait and open the file.
-		_, err := p.fetch(ctx, k, func(ctx context.Context, s goproxy.Source) (any, error) {
+		_, tier, err = p.fetch(ctx, k, func(ctx context.Context, s goproxy.Source) (any, error) {
 			return nil, p.spool(ctx, k, s, m)
 		})
 		if err != nil {
-			return nil, err
+			return nil, tier, err
 		}
 		if b := p.disk.get(k.String()); b != nil {
-			return b, nil
+			return b, tier, nil
 		}
 		// Storage has it as a local file, or it is too large to be cached.
-		if b, err := p.store.Zip(ctx, m); err == nil || !errors.Is(err, fs.ErrNotExist) {
-			p.count("storage", k)
-			return b, err
+		b, err = p.store.Zip(ctx, m)
+		if err == nil {
+			return b, tier, nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, "", err
 		}
 	}
-	return nil, goproxy.NotFound("%s (zip): it was deleted", m)
+	return nil, tier, goproxy.NotFound("%s (zip): it was deleted", m)
 }
 
 func (p *Proxy) spool(ctx context.Context, k storage.Key, s goproxy.Source, m module.Version) error {
@@ -209,18 +213,18 @@ func (p *Proxy) spool(ctx context.Context, k storage.Key, s goproxy.Source, m mo
 	return nil
 }
 
-// fetch gets an immutable file from storage, or else from the crawler. Requests
-// for the same key share one fetch, which goes on when they leave.
-func (p *Proxy) fetch(ctx context.Context, k storage.Key, get func(context.Context, goproxy.Source) (any, error)) (any, error) {
+// fetch gets an immutable file from storage, or else from the crawler, and says from
+// which; tier is "" where neither had an answer. Requests for the same key share one
+// fetch, which goes on when they leave.
+func (p *Proxy) fetch(ctx context.Context, k storage.Key, get func(context.Context, goproxy.Source) (any, error)) (v any, tier string, err error) {
 	if v, ok := p.memory.get(k); ok {
 		if r, ok := v.(*refusal); ok && time.Since(r.checked) < p.o.Freshness && p.o.Mode != Offline {
-			p.count("memory", k)
-			return nil, r.err
+			return nil, fromMemory, r.err
 		}
 	}
-	return p.share(ctx, k, func(ctx context.Context) (any, error) {
+	return p.share(ctx, k, func(ctx context.Context) (any, string, error) {
 		generation := p.generation.Load()
-		tier := "storage"
+		tier := fromStorage
 		v, err := get(ctx, p.store)
 		for end := time.Now().Add(min(storageWait, p.o.FetchTimeout)); isAway(ctx, err) && time.Now().Before(end); {
 			time.Sleep(storagePause)
@@ -228,16 +232,17 @@ func (p *Proxy) fetch(ctx context.Context, k storage.Key, get func(context.Conte
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			if !p.mayFetch(ctx) {
-				return nil, notKept(k)
+				return nil, tier, notKept(k)
 			}
-			tier = "crawler"
+			tier = fromCrawler
 			v, err = get(ctx, p.crawler)
 			p.rememberRefusal(k, err)
 		}
-		if err != nil {
-			return nil, err
+		if err != nil && !isRefusal(err) {
+			return nil, "", err
+		} else if err != nil {
+			return nil, tier, err
 		}
-		p.count(tier, k)
 		if v != nil && p.generation.Load() == generation {
 			switch v := v.(type) {
 			case *file:
@@ -246,7 +251,7 @@ func (p *Proxy) fetch(ctx context.Context, k storage.Key, get func(context.Conte
 				p.remember(k, v, len(v.Raw))
 			}
 		}
-		return v, nil
+		return v, tier, nil
 	})
 }
 
@@ -276,24 +281,36 @@ func notKept(k storage.Key) error {
 	return e
 }
 
-func (p *Proxy) rememberRefusal(k storage.Key, err error) {
+// isRefusal: there is no such thing, or it can't be had.
+func isRefusal(err error) bool {
 	switch goproxy.Status(err) {
 	case http.StatusNotFound, http.StatusGone, http.StatusForbidden, http.StatusNotImplemented:
-		var e *goproxy.Error
-		if errors.As(err, &e) && e.NoStore {
-			return
-		}
+		return true
+	}
+	return false
+}
+
+func (p *Proxy) rememberRefusal(k storage.Key, err error) {
+	var e *goproxy.Error
+	if isRefusal(err) && !(errors.As(err, &e) && e.NoStore) {
 		p.remember(k, &refusal{err, time.Now()}, len(err.Error()))
 	}
 }
 
-// share runs f once for all who ask for k at the same time. It waits as long as
-// FetchTimeout; f goes on behind, up to twice that.
-func (p *Proxy) share(ctx context.Context, k storage.Key, f func(context.Context) (any, error)) (any, error) {
+// flight is what those who share a fetch get, and whose trace has it.
+type flight struct {
+	value any
+	tier  string
+	span  trace.SpanContext
+}
+
+// share runs f, which says from where its answer is, once for all who ask for k at the
+// same time. It waits as long as FetchTimeout; f goes on behind, up to twice that.
+func (p *Proxy) share(ctx context.Context, k storage.Key, f func(context.Context) (any, string, error)) (v any, tier string, err error) {
 	if n := p.waiting.Add(1); n > int64(p.o.MaxWaiting) {
 		p.waiting.Add(-1)
-		p.gaveUp.WithLabelValues("waiting").Inc()
-		return nil, goproxy.Busy(2*time.Second, "busy: %d requests wait for a fetch already", p.o.MaxWaiting)
+		p.metrics.gaveUp.WithLabelValues("waiting").Inc()
+		return nil, "", goproxy.Busy(2*time.Second, "busy: %d requests wait for a fetch already", p.o.MaxWaiting)
 	}
 	defer p.waiting.Add(-1)
 	key := k.String()
@@ -303,26 +320,27 @@ func (p *Proxy) share(ctx context.Context, k storage.Key, f func(context.Context
 	ch := p.flights.DoChan(key, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*p.o.FetchTimeout)
 		defer cancel()
-		return f(ctx)
+		v, tier, err := f(ctx)
+		return &flight{v, tier, trace.SpanContextFromContext(ctx)}, err
 	})
 	timeout := time.NewTimer(p.o.FetchTimeout)
 	defer timeout.Stop()
 	select {
 	case r := <-ch:
-		return r.Val, r.Err
+		got := r.Val.(*flight)
+		if span := trace.SpanFromContext(ctx); span.IsRecording() && got.span.IsSampled() && !got.span.Equal(span.SpanContext()) {
+			span.AddLink(trace.Link{SpanContext: got.span}) // the fetch is in another's trace
+		}
+		return got.value, got.tier, r.Err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, "", ctx.Err()
 	case <-timeout.C:
-		p.gaveUp.WithLabelValues("timeout").Inc()
-		return nil, &goproxy.Error{
+		p.metrics.gaveUp.WithLabelValues("timeout").Inc()
+		return nil, "", &goproxy.Error{
 			Status: p.o.FetchTimeoutStatus, NoStore: true,
 			Message: k.String() + ": still being fetched after " + p.o.FetchTimeout.String() + "; it goes on, come again",
 		}
 	}
-}
-
-func (p *Proxy) count(tier string, k storage.Key) {
-	p.hits.WithLabelValues(tier, string(k.File)).Inc()
 }
 
 // Run drops what was deleted in storage from the caches, until ctx ends. It

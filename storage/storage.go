@@ -162,6 +162,10 @@ type Job struct {
 	Attempts int    // how often it was claimed
 	LastErr  string // of the last attempt that failed
 
+	// Trace is the trace context of who made the job, or made it more urgent, as a
+	// traceparent; "": there was none. Source: https://www.w3.org/TR/trace-context/.
+	Trace string `json:",omitempty"`
+
 	// Parked: it has failed too often. Until NotBefore nobody's demand makes it due,
 	// and Wait returns its last error at once.
 	Parked     bool `json:",omitempty"`
@@ -182,8 +186,9 @@ type Ledger interface {
 	SetKnown(ctx context.Context, k Key, a *Known) error
 
 	// Enqueue adds a job unless one with its key is queued or claimed; added
-	// says which. An existing job takes the more urgent priority of the two,
-	// and the earlier NotBefore, unless it is parked. A full queue is ErrQueueFull.
+	// says which. An existing job takes the more urgent priority of the two, with the
+	// Trace that belongs to it, and the earlier NotBefore, unless it is parked. A full
+	// queue is ErrQueueFull.
 	Enqueue(ctx context.Context, j Job) (added bool, err error)
 	// Start is Enqueue and Claim in one step: a job with that key that was not
 	// there is returned, leased to the worker. There was one already: nil, nil,

@@ -17,6 +17,7 @@ import (
 	"github.com/athensctl/athensctl/crawler"
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/fleet"
+	"github.com/athensctl/athensctl/internal/tracing"
 	"github.com/athensctl/athensctl/proxy"
 	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/blob"
@@ -95,6 +96,9 @@ func checks(cfg *config.Config) (list []check) {
 				add("crawler at "+u.Redacted(), func(ctx context.Context) error { return ready(ctx, u, cfg.InternalToken) })
 			}
 		}
+	}
+	if cfg.OTLPEndpoint != "" {
+		add("traces are taken at "+cfg.OTLPEndpoint, func(ctx context.Context) error { return tracing.Check(ctx, receiver(cfg)) })
 	}
 	if cfg.Has("crawler") && cfg.NetworkMode != proxy.Offline {
 		for _, u := range proxies(cfg) {

@@ -19,6 +19,7 @@ import (
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/mod/module"
 
 	"github.com/athensctl/athensctl/config"
@@ -26,6 +27,7 @@ import (
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/fleet"
 	"github.com/athensctl/athensctl/internal/serve"
+	"github.com/athensctl/athensctl/internal/tracing"
 	"github.com/athensctl/athensctl/proxy"
 	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/disk"
@@ -40,8 +42,10 @@ const deletionsEvery = 20 * time.Second
 // process is the wiring of the roles of one process.
 type process struct {
 	cfg      *config.Config
+	name     string // unique in the fleet
 	log      *slog.Logger
 	registry *prometheus.Registry
+	tracer   trace.Tracer // nil: nothing is traced
 	servers  *serve.Servers
 	work     []func(context.Context) // runs beside the servers, until they have drained
 	closers  []func() error
@@ -54,12 +58,14 @@ type process struct {
 }
 
 func newProcess(cfg *config.Config, log *slog.Logger) *process {
-	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
+	host, _ := os.Hostname()
+	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), name: fmt.Sprintf("%s-%d-%s", host, os.Getpid(), fleet.NewID(3))}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), limits(cfg))
+	p.openTraces()
 	p.servers = serve.New(serve.Options{
 		Version: Version(), Token: cfg.InternalToken, MaxRequests: cfg.MaxConnections, MaxHeaderBytes: int(cfg.MaxHeaderBytes),
 		ReadHeaderTimeout: cfg.ReadHeaderTimeout, BodyTimeout: cfg.BodyTimeout, WriteTimeout: cfg.WriteTimeout, IdleTimeout: cfg.IdleTimeout,
-		DrainDelay: cfg.DrainDelay, DrainTimeout: cfg.DrainTimeout, Registry: p.registry, Log: log,
+		DrainDelay: cfg.DrainDelay, DrainTimeout: cfg.DrainTimeout, Registry: p.registry, Tracer: p.tracer, Log: log,
 	})
 	return p
 }
@@ -210,7 +216,7 @@ func (p *process) addCrawler() error {
 		return nil
 	}
 	bounds := crawler.NewHosts(crawler.HostOptions{Connections: cfg.HostConnections, Rate: float64(cfg.HostRate), Failures: cfg.HostFailures, Metrics: p.registry})
-	upstream := &http.Client{Transport: bounds.Wrap(&http.Transport{
+	upstream := &http.Client{Transport: wrap(bounds, &http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: cfg.Workers,
 		ResponseHeaderTimeout: cfg.UpstreamTimeout, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
 		DisableCompression: true,
@@ -232,10 +238,8 @@ func (p *process) addCrawler() error {
 	o := crawler.Options{
 		Origins: origins(cfg, upstream, hosts), TempDir: tmp, Freshness: cfg.Freshness,
 		Workers: cfg.Workers, ZipWorkers: cfg.ZipWorkers, InflightBytes: int64(cfg.InflightMaxBytes),
-		Lease: cfg.JobLease, Attempts: cfg.JobAttempts, Ahead: p.ahead(upstream), Metrics: p.registry, Log: p.log,
+		Lease: cfg.JobLease, Attempts: cfg.JobAttempts, Ahead: p.ahead(upstream), Name: p.name, Metrics: p.registry, Tracer: p.tracer, Log: p.log,
 	}
-	host, _ := os.Hostname()
-	o.Name = fmt.Sprintf("%s-%d-%s", host, os.Getpid(), fleet.NewID(3))
 	if sumdb != nil {
 		o.Verifier = sumdb
 		p.setSumDB(sumdb.Get)
@@ -307,8 +311,15 @@ func gitRemote(cfg *config.Config, bounds *crawler.Hosts) (*remote.Remote, error
 		return nil, err
 	}
 	return remote.New(remote.Options{
-		InsteadOf: cfg.VCSInsteadOf, AllowHosts: cfg.VCSAllowHost, Insecure: cfg.VCSInsecure, Tokens: cfg.VCSTokens, Netrc: netrc, Wrap: bounds.Wrap,
+		InsteadOf: cfg.VCSInsteadOf, AllowHosts: cfg.VCSAllowHost, Insecure: cfg.VCSInsecure, Tokens: cfg.VCSTokens, Netrc: netrc,
+		Wrap: func(next http.RoundTripper) http.RoundTripper { return wrap(bounds, next) },
 	})
+}
+
+// wrap is what stands before each request to the internet: the bounds of its host, and
+// its span.
+func wrap(bounds *crawler.Hosts, next http.RoundTripper) http.RoundTripper {
+	return bounds.Wrap(&tracing.Transport{Next: next})
 }
 
 // readNetrc reads the file that is named, or the user's where none is and there is

@@ -15,15 +15,15 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/athensctl/athensctl/internal/tracing"
 )
 
-// Headers of internal calls, besides Authorization and traceparent.
+// Headers of internal calls, besides Authorization and the trace context.
 const (
 	HeaderRequestID = "X-Request-Id"
 	// HeaderTimeout is how long the caller waits, in milliseconds.
 	HeaderTimeout = "Athensctl-Timeout"
-	// HeaderTrace is the W3C trace context. Source: https://www.w3.org/TR/trace-context/.
-	HeaderTrace = "Traceparent"
 	// HeaderPriority is "u=7" on what nobody waits for.
 	// Source: https://www.rfc-editor.org/rfc/rfc9218.
 	HeaderPriority = "Priority"
@@ -33,8 +33,7 @@ const (
 // Call is what a request carries through the roles.
 type Call struct {
 	RequestID  string
-	Trace      string // traceparent
-	Background bool   // nobody waits for it: it may wait for others
+	Background bool // nobody waits for it: it may wait for others
 }
 
 // WithBackground marks a context's Call.
@@ -67,31 +66,25 @@ func NewID(n int) string {
 	return hex.EncodeToString(b)
 }
 
-// ValidTrace reports whether s is a traceparent of version 00.
-func ValidTrace(s string) bool {
-	return len(s) == 55 && strings.HasPrefix(s, "00-") && s[35] == '-' && s[52] == '-' &&
-		strings.Trim(s, "0123456789abcdef-") == "" && strings.Trim(s[3:35], "0") != "" && strings.Trim(s[36:52], "0") != ""
-}
-
 // Transport is an http.RoundTripper to a role.
 type Transport struct {
 	bases []*url.URL
 	token string
 	next  atomic.Uint32
-	http  *http.Transport
+	http  http.RoundTripper
 }
 
 // New returns a transport to the replicas at bases. A request is for
 // bases[0]; it goes to each in turn, and on to another where one cannot be
 // reached. A user and password in a base are sent as Basic authentication.
 func New(bases []*url.URL, token string) *Transport {
-	return &Transport{bases: bases, token: token, http: &http.Transport{
+	return &Transport{bases: bases, token: token, http: &tracing.Transport{Fleet: true, Next: &http.Transport{
 		DialContext:           (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		MaxIdleConnsPerHost:   256,
 		IdleConnTimeout:       90 * time.Second,
 		ResponseHeaderTimeout: 2 * time.Minute,
 		DisableCompression:    true,
-	}}
+	}}}
 }
 
 // Base is what the URLs of requests start with.
@@ -123,9 +116,6 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		if call.Background {
 			r.Header.Set(HeaderPriority, background)
-		}
-		if ValidTrace(call.Trace) {
-			r.Header.Set(HeaderTrace, call.Trace[:36]+NewID(8)+call.Trace[52:])
 		}
 		if deadline, ok := req.Context().Deadline(); ok {
 			r.Header.Set(HeaderTimeout, strconv.FormatInt(max(1, time.Until(deadline).Milliseconds()), 10))

@@ -103,6 +103,10 @@ var homes = []struct {
 		why: "Azure is the business of its two backends"},
 	{dep: "github.com/go-git/...", in: []string{"vcs", "vcs/git"},
 		why: "git is spoken in one place"},
+	{dep: "go.opentelemetry.io/otel/sdk/...", in: []string{"internal/tracing"},
+		why: "how spans are kept and sent is decided in one place; others know the interface"},
+	{dep: "go.opentelemetry.io/otel/exporters/...", in: []string{"internal/tracing"},
+		why: "traces leave the process in one place"},
 	{dep: "os/exec", in: []string{"bench/...", "internal/test...", "internal/e2e"},
 		why: "no role starts a process"},
 }
@@ -309,6 +313,7 @@ func sound() graph {
 		"internal/e2e":          "",
 		"internal/fleet":        "",
 		"internal/testupstream": "os/exec",
+		"internal/tracing":      "go.opentelemetry.io/otel/sdk/trace go.opentelemetry.io/otel/exporters/otlp/otlptrace",
 		"proxy":                 "goproxy storage internal/fleet",
 		"storage":               "goproxy",
 		"storage/blob":          "goproxy github.com/Azure/azure-sdk-for-go/sdk/storage/azblob",
@@ -381,6 +386,8 @@ func TestViolationsAreFound(t *testing.T) {
 		{"storage/kv", "go.etcd.io/bbolt/errors", "a database belongs"},
 		{"internal/cli", "github.com/Azure/azure-sdk-for-go/sdk/azidentity", "Azure is"},
 		{"crawler", "github.com/go-git/go-git/v5", "git is spoken"},
+		{"crawler", "go.opentelemetry.io/otel/sdk/trace", "how spans are kept"},
+		{"internal/cli", "go.opentelemetry.io/otel/exporters/otlp/otlptrace", "traces leave"},
 		{"crawler", "os/exec", "no role starts a process"},
 		{"storage/storagetest", "os/exec", "no role starts a process"},
 	} {

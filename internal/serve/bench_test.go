@@ -11,6 +11,8 @@ import (
 
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/mod/module"
 
 	"github.com/athensctl/athensctl/goproxy"
@@ -50,16 +52,31 @@ func BenchmarkRequest(b *testing.B) {
 		info: &goproxy.Info{Version: "v1.2.3", Time: kept, Raw: []byte(`{"Version":"v1.2.3","Time":"2026-01-02T03:04:05Z"}`), Kept: kept, Checked: kept},
 		mod:  []byte("module example.com/bench/module\n\ngo 1.26\n"),
 	}
-	s := New(Options{MaxRequests: 100, BodyTimeout: time.Second, Registry: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	if err := s.Listen(Role{Name: "proxy", Address: "127.0.0.1:0", Routes: func(e *echo.Echo) { e.Any("/*", goproxy.Handler(src)) }}); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { s.list[0].ln.Close() })
-	for _, bb := range []struct{ name, path string }{
-		{"info", "/@v/v1.2.3.info"}, {"mod", "/@v/v1.2.3.mod"}, {"list", "/@v/list"}, {"latest", "/@latest"},
+	const sampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	tracer := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.NeverSample()))).Tracer("")
+	for _, bb := range []struct {
+		name, path  string
+		tracer      trace.Tracer
+		traceparent string
+	}{
+		{name: "info", path: "/@v/v1.2.3.info"},
+		{name: "mod", path: "/@v/v1.2.3.mod"},
+		{name: "list", path: "/@v/list"},
+		{name: "latest", path: "/@latest"},
+		{name: "mod, traceparent", path: "/@v/v1.2.3.mod", traceparent: sampled},
+		{name: "mod, traces on, not sampled", path: "/@v/v1.2.3.mod", tracer: tracer},
+		{name: "mod, sampled", path: "/@v/v1.2.3.mod", tracer: tracer, traceparent: sampled},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
+			s := New(Options{MaxRequests: 100, BodyTimeout: time.Second, Tracer: bb.tracer, Registry: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+			if err := s.Listen(Role{Name: "proxy", Address: "127.0.0.1:0", Routes: func(e *echo.Echo) { e.Any("/*", goproxy.Handler(src)) }}); err != nil {
+				b.Fatal(err)
+			}
+			defer s.list[0].ln.Close()
 			req := httptest.NewRequest("GET", "/example.com/bench/module"+bb.path, nil)
+			if bb.traceparent != "" {
+				req.Header.Set("Traceparent", bb.traceparent)
+			}
 			w := &discard{http.Header{}}
 			b.ReportAllocs()
 			for b.Loop() {

@@ -20,9 +20,12 @@ import (
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/fleet"
+	"github.com/athensctl/athensctl/internal/tracing"
 )
 
 // Options of the servers of a process.
@@ -38,6 +41,7 @@ type Options struct {
 	DrainDelay        time.Duration
 	DrainTimeout      time.Duration
 	Registry          *prometheus.Registry
+	Tracer            trace.Tracer // nil: requests are not traced, but hand on the trace that they came with
 	Log               *slog.Logger
 }
 
@@ -45,6 +49,7 @@ type Options struct {
 type Servers struct {
 	o        Options
 	requests *prometheus.HistogramVec
+	bytes    *prometheus.CounterVec
 	refused  *prometheus.CounterVec
 	conns    prometheus.Gauge
 	draining atomic.Bool
@@ -65,12 +70,15 @@ func New(o Options) *Servers {
 			Name: "athensctl_request_seconds", Help: "Time to answer a request, by role, method and status.",
 			Buckets: []float64{.0005, .001, .005, .025, .1, .5, 2.5, 10, 60},
 		}, []string{"role", "method", "status"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "athensctl_response_bytes_total", Help: "Bytes of answers' bodies that were sent, by role; health and metrics are not counted.",
+		}, []string{"role"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "athensctl_requests_refused_total", Help: "Requests refused: requests (too many in flight), body (too large, or too slow), header (without the one that require-header asks for).",
 		}, []string{"bound"}),
 		conns: prometheus.NewGauge(prometheus.GaugeOpts{Name: "athensctl_connections", Help: "Open connections of clients, idle ones too."}),
 	}
-	o.Registry.MustRegister(s.requests, s.refused, s.conns)
+	o.Registry.MustRegister(s.requests, s.bytes, s.refused, s.conns)
 	return s
 }
 
@@ -194,12 +202,32 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 	}
 	observers := newObservers[label]()
 	log := s.o.Log.Handler().WithAttrs([]slog.Attr{slog.String("role", r.Name)})
+	bytes := s.bytes.WithLabelValues(r.Name)
 	needName, needValue, _ := strings.Cut(r.RequireHeader, "=")
+	// ended is for every request, also for one whose answer is cut by a panic.
+	ended := func(ctx context.Context, c echo.Context, start time.Time, call fleet.Call, span trace.Span, err error) {
+		inflight.Add(-1)
+		req, res := c.Request(), c.Response()
+		if unlogged(req.URL.Path) {
+			return
+		}
+		took := time.Since(start)
+		observers.get(label{req.Method, res.Status}, func() prometheus.Observer {
+			method := req.Method
+			if method != "GET" && method != "HEAD" && method != "POST" && method != "DELETE" {
+				method = "other"
+			}
+			return s.requests.WithLabelValues(r.Name, method, strconv.Itoa(res.Status))
+		}).Observe(took.Seconds())
+		bytes.Add(float64(res.Size))
+		logRequest(ctx, log, start.Add(took), call, req, res, took, err)
+		tracing.Served(span, res.Status, res.Size, err)
+	}
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
-		return func(c echo.Context) (err error) {
+		return func(c echo.Context) (_ error) {
 			start := time.Now()
 			req, res := c.Request(), c.Response()
-			call := fleet.Call{RequestID: req.Header.Get(fleet.HeaderRequestID), Trace: req.Header.Get(fleet.HeaderTrace)}
+			call := fleet.Call{RequestID: req.Header.Get(fleet.HeaderRequestID)}
 			if call.RequestID == "" || len(call.RequestID) > 64 || strings.ContainsFunc(call.RequestID, func(r rune) bool { return r < '!' || r > '~' }) {
 				call.RequestID = fleet.NewID(8)
 			}
@@ -213,10 +241,17 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 					defer cancel()
 				}
 			}
+			health := unlogged(req.URL.Path)
+			var span trace.Span
+			if !health {
+				ctx, span = s.trace(ctx, r, call, req)
+			}
 			c.SetRequest(req.WithContext(ctx))
 			s.pace(c)
-			health := unlogged(req.URL.Path)
-			switch n := inflight.Add(1); {
+			n := inflight.Add(1)
+			err := errCut
+			defer func() { ended(ctx, c, start, call, span, err) }()
+			switch {
 			case n > int64(s.o.MaxRequests) && !health:
 				s.refused.WithLabelValues("requests").Inc()
 				err = goproxy.Busy(time.Second, "busy: %d requests are in flight already", s.o.MaxRequests)
@@ -229,35 +264,46 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 			default:
 				err = next(c)
 			}
-			inflight.Add(-1)
 			if err != nil {
 				if goproxy.Status(err) == http.StatusRequestEntityTooLarge || errors.Is(err, os.ErrDeadlineExceeded) {
 					s.refused.WithLabelValues("body").Inc()
 				}
 				goproxy.ErrorHandler(err, c)
 			}
-			if health {
-				return nil
-			}
-			took := time.Since(start)
-			observers.get(label{req.Method, res.Status}, func() prometheus.Observer {
-				method := req.Method
-				if method != "GET" && method != "HEAD" && method != "POST" && method != "DELETE" {
-					method = "other"
-				}
-				return s.requests.WithLabelValues(r.Name, method, strconv.Itoa(res.Status))
-			}).Observe(took.Seconds())
-			logRequest(ctx, log, start.Add(took), call, req, res, took, err)
 			return nil
 		}
 	}
+}
+
+// errCut is the error of a request that was ended by a panic: http.ErrAbortHandler, when
+// an answer that has begun cannot be finished.
+var errCut = errors.New("the answer was cut")
+
+// trace takes up the trace that a request came with, and begins the request's span in it
+// where there is a tracer. An internal role begins no traces: it would be one for each look at the queue.
+func (s *Servers) trace(ctx context.Context, role Role, call fleet.Call, req *http.Request) (context.Context, trace.Span) {
+	ctx, span := tracing.Serve(ctx, s.o.Tracer, req, !role.Internal)
+	if !span.IsRecording() {
+		return ctx, span
+	}
+	span.SetAttributes(attribute.String("athensctl.role", role.Name), attribute.String("athensctl.request_id", call.RequestID))
+	path := strings.TrimPrefix(req.URL.Path, "/cached-only")
+	for _, suffix := range []string{".save", ".delete"} {
+		if p, ok := strings.CutSuffix(path, suffix); ok {
+			path = p + ".zip"
+		}
+	}
+	if r, err := goproxy.ParseRequest(path); err == nil {
+		span.SetAttributes(attribute.String("athensctl.module", r.Path), attribute.String("athensctl.version", r.Query))
+	}
+	return ctx, span
 }
 
 // logRequest writes the line of a request that ended at end. It goes to the handler
 // itself: a Logger would ask the clock again, and who called it.
 func logRequest(ctx context.Context, log slog.Handler, end time.Time, call fleet.Call, req *http.Request, res *echo.Response, took time.Duration, err error) {
 	level := slog.LevelInfo
-	if res.Status >= 500 {
+	if res.Status >= 500 || err == errCut {
 		level = slog.LevelWarn
 	}
 	if !log.Enabled(ctx, level) {
@@ -267,6 +313,9 @@ func logRequest(ctx context.Context, log slog.Handler, end time.Time, call fleet
 	line.AddAttrs(
 		slog.String("method", req.Method), slog.String("path", req.URL.Path), slog.Int("status", res.Status),
 		slog.Int64("bytes", res.Size), slog.Duration("took", took), slog.String("id", call.RequestID))
+	if id := tracing.ID(ctx); id != "" {
+		line.AddAttrs(slog.String("trace_id", id))
+	}
 	if err != nil {
 		line.AddAttrs(slog.String("err", err.Error()))
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/fleet"
+	"github.com/athensctl/athensctl/internal/tracing"
 )
 
 type buffer struct {
@@ -178,6 +179,7 @@ func TestMaxRequests(t *testing.T) {
 func TestCall(t *testing.T) {
 	type seen struct {
 		call     fleet.Call
+		trace    string
 		deadline time.Duration
 	}
 	for _, internal := range []bool{true, false} {
@@ -185,16 +187,16 @@ func TestCall(t *testing.T) {
 		s := run(t, Role{Internal: internal, Routes: func(e *echo.Echo) {
 			e.GET("/x", func(c echo.Context) error {
 				ctx := c.Request().Context()
-				got = seen{call: fleet.CallOf(ctx)}
+				got = seen{call: fleet.CallOf(ctx), trace: tracing.Parent(ctx)}
 				if d, ok := ctx.Deadline(); ok {
 					got.deadline = time.Until(d)
 				}
 				return c.NoContent(204)
 			})
 		}}, Options{})
-		trace := "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-		_, _, h := get(t, s.url+"/x", fleet.HeaderTimeout, "5000", fleet.HeaderRequestID, "my-id", fleet.HeaderPriority, "u=7", fleet.HeaderTrace, trace)
-		if h.Get(fleet.HeaderRequestID) != "my-id" || got.call.RequestID != "my-id" || got.call.Trace[:36] != trace[:36] {
+		parent := "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+		_, _, h := get(t, s.url+"/x", fleet.HeaderTimeout, "5000", fleet.HeaderRequestID, "my-id", fleet.HeaderPriority, "u=7", "traceparent", parent)
+		if h.Get(fleet.HeaderRequestID) != "my-id" || got.call.RequestID != "my-id" || got.trace != parent {
 			t.Errorf("internal %v: %+v, answered %v", internal, got, h)
 		}
 		if got.call.Background != internal || (got.deadline > 4*time.Second && got.deadline <= 5*time.Second) != internal {
@@ -334,5 +336,73 @@ func TestLog(t *testing.T) {
 				t.Errorf("no %q in %s", want, requests[i])
 			}
 		}
+	}
+}
+
+// An answer that is cut is told to the client, counted and logged, and is in flight no more.
+func TestCut(t *testing.T) {
+	s := run(t, Role{Routes: func(e *echo.Echo) {
+		e.GET("/x", func(c echo.Context) error {
+			c.Response().Header().Set("Content-Length", "100")
+			io.WriteString(c.Response(), "half")
+			panic(http.ErrAbortHandler)
+		})
+	}}, Options{})
+	for range 3 {
+		resp, err := http.Get(s.url + "/x")
+		if err != nil {
+			continue // it was cut before the header was sent
+		}
+		if b, err := io.ReadAll(resp.Body); err == nil {
+			t.Errorf("the client sees %q", b)
+		}
+		resp.Body.Close()
+	}
+	_, metrics, _ := get(t, s.url+"/metrics")
+	for _, want := range []string{
+		`athensctl_requests_in_flight{role="proxy"} 1`, // this one
+		`athensctl_request_seconds_count{method="GET",role="proxy",status="200"} 3`, `athensctl_response_bytes_total{role="proxy"} 12`,
+	} {
+		if !strings.Contains(metrics, want+"\n") {
+			t.Errorf("no %s in\n%s", want, metrics)
+		}
+	}
+	s.stop()
+	if n := strings.Count(s.log.String(), `err="the answer was cut"`); n != 3 {
+		t.Errorf("%d lines of three:\n%s", n, s.log)
+	}
+}
+
+// The line of a request says in which trace it is, where somebody records that one.
+func TestTraceInLog(t *testing.T) {
+	s := run(t, Role{}, Options{})
+	const id = "0af7651916cd43dd8448eb211c80319c"
+	for path, parent := range map[string]string{"/sampled": "00-" + id + "-b7ad6b7169203331-01", "/not": "00-" + id + "-b7ad6b7169203331-00", "/none": "nonsense"} {
+		get(t, s.url+path, "traceparent", parent)
+	}
+	s.stop()
+	for line := range strings.Lines(s.log.String()) {
+		if strings.Contains(line, "msg=request") && strings.Contains(line, "trace_id="+id) != strings.Contains(line, "path=/sampled") {
+			t.Error(line)
+		}
+	}
+}
+
+// Without a tracer a request costs as many allocations as it did before there was tracing.
+func TestUntracedCostsNothing(t *testing.T) {
+	s := New(Options{Registry: prometheus.NewRegistry()})
+	req, err := http.NewRequest(http.MethodGet, "/example.com/m/@v/v1.0.0.mod", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	if n := testing.AllocsPerRun(100, func() {
+		ctx, span := s.trace(ctx, Role{Name: "proxy"}, fleet.Call{}, req)
+		if tracing.ID(ctx) != "" {
+			t.Error("traced")
+		}
+		tracing.Served(span, 200, 0, nil)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }

@@ -20,8 +20,11 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/tracing"
 )
 
 // Account says which container, and how to reach it: with a connection string, or
@@ -117,6 +120,8 @@ const (
 // Put keeps size bytes; those that are kept already, which the name says are the
 // same, are a success.
 func (s *Store) Put(ctx context.Context, name string, r io.ReadSeeker, size int64) (err error) {
+	ctx, span := start(ctx, "put", size)
+	defer func() { tracing.End(span, err) }()
 	b := s.container.NewBlockBlobClient(name)
 	absent := azcore.ETagAny
 	once := &blob.AccessConditions{ModifiedAccessConditions: &blob.ModifiedAccessConditions{IfNoneMatch: &absent}}
@@ -151,8 +156,10 @@ func (s *Store) Get(ctx context.Context, name string, size int64) (io.ReadSeekCl
 }
 
 // Delete removes the blob; that it is not there is a success.
-func (s *Store) Delete(ctx context.Context, name string, _ int64) error {
-	_, err := s.container.NewBlobClient(name).Delete(ctx, nil)
+func (s *Store) Delete(ctx context.Context, name string, size int64) (err error) {
+	ctx, span := start(ctx, "delete", size)
+	defer func() { tracing.End(span, err) }()
+	_, err = s.container.NewBlobClient(name).Delete(ctx, nil)
 	if bloberror.HasCode(err, bloberror.BlobNotFound) {
 		return nil
 	}
@@ -168,8 +175,10 @@ type reader struct {
 	body io.ReadCloser // from pos on; nil: to be opened
 }
 
-func (r *reader) open() error {
-	resp, err := r.blob.DownloadStream(r.ctx, &blob.DownloadStreamOptions{Range: blob.HTTPRange{Offset: r.pos}})
+func (r *reader) open() (err error) {
+	ctx, span := start(r.ctx, "get", r.size-r.pos)
+	defer func() { tracing.End(span, err) }()
+	resp, err := r.blob.DownloadStream(ctx, &blob.DownloadStreamOptions{Range: blob.HTTPRange{Offset: r.pos}})
 	if err != nil {
 		return failure("read", err)
 	}
@@ -241,6 +250,12 @@ func whyRefused(re *azcore.ResponseError) string {
 		return "the key is wrong, or not of this account"
 	}
 	return "look at the key or the identity's role, the firewall, and the clock"
+}
+
+// start begins the span of one operation, with its retries. The span of a reading ends when
+// the content begins.
+func start(ctx context.Context, op string, size int64) (context.Context, trace.Span) {
+	return tracing.Start(ctx, "blob "+op, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attribute.Int64("athensctl.bytes", size)))
 }
 
 // failure says what the service refused, without the request and response that

@@ -18,10 +18,14 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/time/rate"
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/fleet"
+	"github.com/athensctl/athensctl/internal/tracing"
 )
 
 // What the database answers that callers act on. Everything else is an error for
@@ -61,7 +65,17 @@ const attemptTimeout = 15 * time.Second
 // the account's patience or the context's end. Then the error is 503 with a
 // Retry-After. Source: Microsoft's "Designing resilient applications with Azure
 // Cosmos DB SDKs", its table of status codes.
-func (a *account) try(ctx context.Context, op string, f func(context.Context) (azcosmos.Response, error)) error {
+func (a *account) try(ctx context.Context, op string, f func(context.Context) (azcosmos.Response, error)) (err error) {
+	ctx, span := tracing.Start(ctx, "cosmos "+op, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(semconv.DBSystemNameAzureCosmosDB, semconv.DBOperationName(op)))
+	attempts, units := 0, float32(0)
+	defer func() {
+		span.SetAttributes(attribute.Int("athensctl.attempts", attempts), semconv.AzureCosmosDBOperationRequestCharge(float64(units)))
+		failed := err
+		if err == errAbsent || err == errExists || err == errMoved {
+			failed = nil // answers
+		}
+		tracing.End(span, failed)
+	}()
 	if err := a.afford(ctx, op); err != nil {
 		return err
 	}
@@ -70,10 +84,12 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		attempts++
 		one, cancel := context.WithTimeout(ctx, attemptTimeout)
 		resp, err := f(one)
 		cancel()
 		if err == nil {
+			units += resp.RequestCharge
 			a.count(op, "ok", resp.RequestCharge)
 			a.spend(ctx, resp.RequestCharge)
 			return nil
@@ -96,6 +112,7 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			if re.RawResponse != nil {
 				charge, _ = strconv.ParseFloat(re.RawResponse.Header.Get("x-ms-request-charge"), 32)
 			}
+			units += float32(charge)
 			a.count(op, strconv.Itoa(re.StatusCode), float32(charge))
 			a.spend(ctx, float32(charge))
 			switch re.StatusCode {

@@ -159,7 +159,7 @@ func (s *Store) add(ctx context.Context, op string, j storage.Job, with func(*st
 	pk, id := jobAt(j.Key)
 	item := &jobItem{ID: id, PK: pk}
 	for {
-		item.Job = storage.Job{Key: j.Key, Priority: j.Priority, NotBefore: j.NotBefore, Created: s.now().UTC(), Fence: item.Job.Fence}
+		item.Job = storage.Job{Key: j.Key, Priority: j.Priority, Trace: j.Trace, NotBefore: j.NotBefore, Created: s.now().UTC(), Fence: item.Job.Fence}
 		item.Result, item.TTL = nil, 0
 		if with != nil {
 			with(&item.Job)
@@ -188,7 +188,9 @@ func (s *Store) add(ctx context.Context, op string, j storage.Job, with func(*st
 			return nil, nil
 		}
 		merged := *old
-		merged.Job.Priority = min(old.Job.Priority, j.Priority)
+		if j.Priority < old.Job.Priority {
+			merged.Job.Priority, merged.Job.Trace = j.Priority, j.Trace
+		}
 		if old.Job.Worker == "" && j.NotBefore.Before(old.Job.NotBefore) {
 			merged.Job.NotBefore = j.NotBefore
 		}

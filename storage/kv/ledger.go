@@ -160,7 +160,9 @@ func (l *Ledger) add(ctx context.Context, j storage.Job, with func(*storage.Job)
 		}
 		if old != nil {
 			merged := *old
-			merged.Priority = min(old.Priority, j.Priority)
+			if j.Priority < old.Priority {
+				merged.Priority, merged.Trace = j.Priority, j.Trace
+			}
 			if old.Worker == "" && j.NotBefore.Before(old.NotBefore) {
 				merged.NotBefore = j.NotBefore
 			}
@@ -176,7 +178,7 @@ func (l *Ledger) add(ctx context.Context, j storage.Job, with func(*storage.Job)
 		if err := setJobCount(tx, n+1); err != nil {
 			return err
 		}
-		added = &storage.Job{Key: j.Key, Priority: j.Priority, NotBefore: j.NotBefore, Created: l.now().UTC()}
+		added = &storage.Job{Key: j.Key, Priority: j.Priority, Trace: j.Trace, NotBefore: j.NotBefore, Created: l.now().UTC()}
 		if with != nil {
 			with(added)
 		}

@@ -46,16 +46,19 @@ func queue(t *testing.T, b Backend) {
 	}
 	for i, p := range []storage.Priority{storage.Ahead, storage.Demand, storage.Ahead, storage.Demand} {
 		c.advance(time.Second)
-		added, err := l.Enqueue(ctx, storage.Job{Key: jobKey(i), Priority: p})
+		added, err := l.Enqueue(ctx, storage.Job{Key: jobKey(i), Priority: p, Trace: fmt.Sprint("made ", i)})
 		if !added || err != nil {
 			t.Fatalf("job %d: %v, %v", i, added, err)
 		}
 	}
-	added, err := l.Enqueue(ctx, storage.Job{Key: jobKey(2), Priority: storage.Demand}) // now urgent
-	if added || err != nil {
-		t.Errorf("the same key again: %v, %v", added, err)
+	for i := 2; i >= 1; i-- { // 2 is urgent now; 1 was
+		added, err := l.Enqueue(ctx, storage.Job{Key: jobKey(i), Priority: storage.Demand, Trace: "wanted"})
+		if added || err != nil {
+			t.Errorf("the same key again: %v, %v", added, err)
+		}
 	}
-	_, err = l.Enqueue(ctx, storage.Job{Key: jobKey(9), NotBefore: c.now().Add(time.Hour)})
+	traces := map[int]string{0: "made 0", 1: "made 1", 2: "wanted", 3: "made 3"}
+	_, err := l.Enqueue(ctx, storage.Job{Key: jobKey(9), NotBefore: c.now().Add(time.Hour)})
 	must(t, err)
 	if q, err := l.Queue(ctx); err != nil || q.Jobs != 5 || q.Claimed != 0 || q.Oldest < 3*time.Second {
 		t.Errorf("queue: %+v, %v", q, err)
@@ -63,8 +66,8 @@ func queue(t *testing.T, b Backend) {
 	for _, want := range []int{1, 2, 3, 0} {
 		j, err := l.Claim(ctx, "w", time.Minute)
 		must(t, err)
-		if j == nil || j.Key != jobKey(want) || j.Attempts != 1 {
-			t.Fatalf("claimed %v, want job %d", j, want)
+		if j == nil || j.Key != jobKey(want) || j.Attempts != 1 || j.Trace != traces[want] {
+			t.Fatalf("claimed %+v, want job %d of %q", j, want, traces[want])
 		}
 		must(t, l.Done(ctx, j, nil))
 	}
@@ -90,8 +93,8 @@ func queue(t *testing.T, b Backend) {
 func start(t *testing.T, b Backend) {
 	c := newClock()
 	_, l := b.Open(t, t.TempDir(), c.now)
-	j, err := l.Start(ctx, storage.Job{Key: jobKey(1)}, "a", time.Minute)
-	if j == nil || err != nil || j.Key != jobKey(1) || j.Worker != "a" || j.Attempts != 1 || j.Fence == 0 {
+	j, err := l.Start(ctx, storage.Job{Key: jobKey(1), Trace: "made"}, "a", time.Minute)
+	if j == nil || err != nil || j.Key != jobKey(1) || j.Worker != "a" || j.Attempts != 1 || j.Fence == 0 || j.Trace != "made" {
 		t.Fatalf("Start: %+v, %v", j, err)
 	}
 	if again, err := l.Start(ctx, storage.Job{Key: jobKey(1)}, "b", time.Minute); again != nil || err != nil {

@@ -83,6 +83,10 @@ storage{{ if ne .Values.networkMode "offline" }},crawler{{ end }},proxy
 {{- with $v.upstream }}{{ $_ := set $c "upstream" . }}{{ end }}
 {{- $_ := set $c "inflight-max-bytes" (printf "%dMiB" (div (include "athensctl.mebibytes" $v.crawler.spoolSize | int) 2)) }}
 {{- end }}
+{{- with $v.tracing.endpoint }}
+{{- $_ := set $c "otlp-endpoint" . }}
+{{- $_ := set $c "trace-sample" $v.tracing.sample }}
+{{- end }}
 {{- with $v.private }}{{ $_ := set $c "private" . }}{{ end }}
 {{- with $v.sumdb }}{{ $_ := set $c "sumdb" . }}{{ end }}
 {{- range $k, $x := $v.settings }}{{ $_ := set $c $k $x }}{{ end }}
