@@ -56,11 +56,20 @@ func transferCommands(environ []string, stderr io.Writer) []*cobra.Command {
 			}}
 			r, err := run(cmd, p, o, args)
 			bar.clear()
-			if r != nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "%d versions, %d were there already, %d failed, %s of zips\n", r.Done.Load(), r.Skipped.Load(), r.Failed.Load(), size(r.Bytes.Load()))
-				if n := r.Failed.Load(); n > 0 {
-					err = errors.Join(err, fmt.Errorf("%d versions failed", n))
-				}
+			if r == nil {
+				return err
+			}
+			damaged, failed := r.Damaged.Load(), r.Failed.Load()
+			if cmd.Name() == "verify" {
+				fmt.Fprintf(cmd.OutOrStdout(), "%d versions are good, %d are bad, %d could not be checked, %s of zips\n", r.Done.Load(), damaged, failed, size(r.Bytes.Load()))
+			} else {
+				fmt.Fprintf(cmd.OutOrStdout(), "%d versions, %d were there already, %d failed, %s of zips\n", r.Done.Load(), r.Skipped.Load(), failed, size(r.Bytes.Load()))
+			}
+			if damaged > 0 {
+				err = errors.Join(err, fmt.Errorf("%d versions are bad", damaged))
+			}
+			if failed > 0 {
+				err = errors.Join(err, fmt.Errorf("%d versions failed", failed))
 			}
 			return err
 		}
@@ -94,7 +103,8 @@ GOPROXY file tree in modules/, or the URL of a storage role or another server of
 	verify := command("verify", "Read the whole store again and check it",
 		`Reads every complete version again: the zip's structure, its go.mod file, and the hashes of both in the
 checksum database (not for private modules, and not with --sumdb=off). With --quarantine the files of a bad version are
-moved to a folder, and the version is deleted from the store.`,
+moved to a folder, and the version is deleted from the store. One that could not be checked, since the checksum
+database or the store did not answer, stays.`,
 		cobra.NoArgs, func(cmd *cobra.Command, p *process, o transfer.Options, _ []string) (*transfer.Result, error) {
 			db, err := crawler.NewSumDB(p.cfg.SumDB, &http.Client{Timeout: p.cfg.UpstreamTimeout}, proxies(p.cfg), p.ledger, p.cfg.IsPrivate)
 			if err != nil {
@@ -106,7 +116,9 @@ moved to a folder, and the version is deleted from the store.`,
 			if quarantine != "" {
 				report := o.Failed
 				o.Failed = func(m module.Version, err error) {
-					if e := setAside(cmd.Context(), p.store, m, quarantine); e != nil {
+					if !errors.As(err, &transfer.Damaged{}) {
+						// nothing is proved of it: it stays
+					} else if e := setAside(cmd.Context(), p.store, m, quarantine); e != nil {
 						err = fmt.Errorf("%w; it could not be moved to quarantine: %w", err, e)
 					} else {
 						err = fmt.Errorf("%w; moved to quarantine", err)
@@ -158,7 +170,8 @@ func transferTarget(cfg *config.Config, s string) (to storage.Store, done func()
 	return d, d.Close, nil
 }
 
-// setAside copies what there is of a version to a folder, and deletes it.
+// setAside copies what there is of a version to a folder, and then deletes it. What can't be
+// read is what is bad; what can be, and not be written, is a reason not to delete it.
 func setAside(ctx context.Context, s storage.Store, m module.Version, dir string) error {
 	write := func(f goproxy.File, r io.Reader) error {
 		p, err := goproxy.Request{Path: m.Path, Query: m.Version, File: f}.URLPath()
@@ -173,10 +186,13 @@ func setAside(ctx context.Context, s storage.Store, m module.Version, dir string
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(w, r)
+		from := &reader{r: r}
+		_, err = io.Copy(w, from)
+		if from.err != nil {
+			err = nil // as much of it as there is
+		}
 		return errors.Join(err, w.Sync(), w.Close())
 	}
-	// What can't be read is what is bad: the rest is worth keeping all the same.
 	if info, err := s.Resolve(ctx, m.Path, m.Version); err == nil {
 		if err := write(goproxy.FileInfo, strings.NewReader(string(info.JSON()))); err != nil {
 			return err
@@ -189,11 +205,25 @@ func setAside(ctx context.Context, s storage.Store, m module.Version, dir string
 		}
 		err = write(f, b)
 		b.Close()
-		if err != nil && f == goproxy.FileMod {
+		if err != nil {
 			return err
 		}
 	}
 	return s.Delete(ctx, m)
+}
+
+// reader remembers why reading failed.
+type reader struct {
+	r   io.Reader
+	err error
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
+	return n, err
 }
 
 // bar shows progress: a bar on a terminal, else a line every ten seconds.

@@ -77,7 +77,7 @@ func TestAzureImportExport(t *testing.T) {
 		t.Errorf("the second import: %s", out)
 	}
 	t.Logf("after the kill: %s", out)
-	if out := run(t, append([]string{"verify"}, store...)...); !strings.Contains(out, fmt.Sprint(n, " versions, 0 were there already, 0 failed")) {
+	if out := run(t, append([]string{"verify"}, store...)...); !strings.Contains(out, fmt.Sprint(n, " versions are good, 0 are bad, 0 could not be checked")) {
 		t.Errorf("verify: %s", out)
 	}
 	target := t.TempDir()
@@ -113,10 +113,33 @@ func TestVerify(t *testing.T) {
 		out, err := exec.Command(binary, append(append([]string{"verify"}, store...), args...)...).CombinedOutput()
 		return string(out), err
 	}
-	if out, err := verify(); err == nil || !strings.Contains(out, "example.com/M7/sub@v1.7.0: zip: ") || !strings.Contains(out, "19 versions") {
+	if out, err := verify(); err == nil || !strings.Contains(out, "example.com/M7/sub@v1.7.0: zip: ") || !strings.Contains(out, "19 versions are good, 1 are bad, 0 could") {
 		t.Errorf("verify: %v\n%s", err, out)
 	}
 	quarantine := t.TempDir()
+	// A checksum database that does not answer is no reason to take anything away; nor is
+	// a folder that can't be written to.
+	away := exec.Command(binary, "verify", "--data-dir", dir, "--upstream=off", "--sumdb=sum.golang.org http://127.0.0.1:1", "--quarantine", quarantine)
+	if out, err := away.CombinedOutput(); err == nil || !strings.Contains(string(out), "0 versions are good, 1 are bad, 19 could not be checked") {
+		t.Errorf("verify without a checksum database: %v\n%s", err, out)
+	}
+	if _, err := os.Stat(zip); err == nil {
+		t.Error("the bad version was not set aside")
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "modules", "example.com", "*", "sub", "@v", "*.zip")); err != nil || len(left) != 19 {
+		t.Fatalf("%d zips are left of 19 that are good: %v", len(left), err)
+	}
+	run(t, append([]string{"import", download}, store...)...)
+	os.Remove(zip)
+	if err := os.WriteFile(zip, damaged, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := verify("--quarantine", filepath.Join(zip, "x")); err == nil || !strings.Contains(out, "could not be moved to quarantine") {
+		t.Errorf("verify --quarantine into a file: %v\n%s", err, out)
+	}
+	if got, err := os.ReadFile(zip); err != nil || !bytes.Equal(got, damaged) {
+		t.Errorf("what could not be moved is gone: %v", err)
+	}
 	if out, err := verify("--quarantine", quarantine); err == nil || !strings.Contains(out, "moved to quarantine") {
 		t.Errorf("verify --quarantine: %v\n%s", err, out)
 	}

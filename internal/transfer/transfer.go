@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -43,17 +44,32 @@ func (s Stored) Versions(ctx context.Context, f func(module.Version, int) error)
 				return err
 			}
 		}
-		if token = page.Next; token == "" {
+		if page.Next == "" {
 			return nil
 		}
+		if page.Next == token {
+			return fmt.Errorf("the catalog does not end: its token %q leads to itself", token)
+		}
+		token = page.Next
 	}
 }
 
 // Result counts versions.
 type Result struct {
-	Done, Skipped, Failed atomic.Int64 // Skipped: was there already
+	Done, Skipped, Failed atomic.Int64 // Skipped: was there already; Failed: not Damaged ones
+	Damaged               atomic.Int64 // of Verify
 	Bytes                 atomic.Int64 // of zips
 }
+
+// Damaged is the error of a version that is proved to be bad: a file is not there, or is not
+// what it must be. Any other error of Verify says nothing of the version: storage or
+// the checksum database did not answer, say.
+type Damaged struct{ Err error }
+
+func (d Damaged) Error() string { return d.Err.Error() }
+
+// Unwrap returns the cause.
+func (d Damaged) Unwrap() error { return d.Err }
 
 // Options of Copy and Verify.
 type Options struct {
@@ -69,17 +85,16 @@ type Options struct {
 // skipped, so that a copy that was cut can be made again. A version that fails is
 // reported, and the others go on; an error of the walk itself is returned.
 func Copy(ctx context.Context, from Source, to storage.Store, o Options) (*Result, error) {
+	there := &target{store: to}
 	return each(ctx, from, o, func(ctx context.Context, r *Result, m module.Version) error {
-		if info := has(ctx, to, m); info != nil {
-			// A Put that was cut may have kept the files and not ended: one that
-			// changes nothing ends it.
-			err := to.Put(ctx, m, storage.Files{Info: info.JSON()})
-			if err == nil {
-				r.Skipped.Add(1)
-			}
-			return err
+		if there.has(ctx, m) {
+			r.Skipped.Add(1)
+			return nil
 		}
 		n, err := copyOne(ctx, from, to, m, o.TempDir)
+		if damaged := (Damaged{}); errors.As(err, &damaged) {
+			err = damaged.Err
+		}
 		if err == nil {
 			r.Done.Add(1)
 			r.Bytes.Add(n)
@@ -108,7 +123,11 @@ func each(ctx context.Context, from Source, o Options, work func(context.Context
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
-				r.Failed.Add(1)
+				if errors.As(err, &Damaged{}) {
+					r.Damaged.Add(1)
+				} else {
+					r.Failed.Add(1)
+				}
 				o.Failed(m, err)
 			}
 			if o.Progress != nil {
@@ -121,20 +140,40 @@ func each(ctx context.Context, from Source, o Options, work func(context.Context
 	return r, errors.Join(err, g.Wait())
 }
 
-// has returns the .info of a version all of whose files are there; else nil.
-func has(ctx context.Context, s storage.Store, m module.Version) *goproxy.Info {
-	info, err := s.Resolve(ctx, m.Path, m.Version)
-	if err != nil {
-		return nil
-	}
-	for _, get := range []func(context.Context, module.Version) (*goproxy.Blob, error){s.Mod, s.Zip} {
-		b, err := get(ctx, m)
-		if err != nil {
-			return nil
+// target is a store that versions are copied to. Versions of one module come one after
+// the other: its list is asked for once.
+type target struct {
+	store storage.Store
+	mu    sync.Mutex
+	path  string
+	list  []string
+}
+
+// has reports whether all files of a version are there.
+func (t *target) has(ctx context.Context, m module.Version) bool {
+	if module.IsPseudoVersion(m.Version) { // not in lists
+		if _, err := t.store.Resolve(ctx, m.Path, m.Version); err != nil {
+			return false
 		}
-		b.Close()
+		for _, get := range []func(context.Context, module.Version) (*goproxy.Blob, error){t.store.Mod, t.store.Zip} {
+			b, err := get(ctx, m)
+			if err != nil {
+				return false
+			}
+			b.Close()
+		}
+		return true
 	}
-	return info
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.path != m.Path {
+		l, err := t.store.List(ctx, m.Path)
+		if err != nil {
+			return false
+		}
+		t.path, t.list = m.Path, l.Versions
+	}
+	return slices.Contains(t.list, m.Version)
 }
 
 // copyOne copies the files that there are of one version.
@@ -160,7 +199,7 @@ func copyOne(ctx context.Context, from goproxy.Source, to storage.Store, m modul
 		if f.Info == nil && f.Mod == nil {
 			return 0, err
 		}
-		return 0, to.Put(ctx, m, f)
+		return 0, put(ctx, to, m, f)
 	} else if err != nil {
 		return 0, err
 	}
@@ -176,7 +215,20 @@ func copyOne(ctx context.Context, from goproxy.Source, to storage.Store, m modul
 		return 0, err
 	}
 	f.Zip, f.ZipH1 = tmp, h1
-	return st.Size(), to.Put(ctx, m, f)
+	return st.Size(), put(ctx, to, m, f)
+}
+
+// put keeps the files. Two .info files of one version may differ in what they say of its
+// origin: the one that is kept already stays.
+func put(ctx context.Context, to storage.Store, m module.Version, f storage.Files) error {
+	if f.Info != nil {
+		if _, err := to.Resolve(ctx, m.Path, m.Version); err == nil {
+			f.Info = nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return to.Put(ctx, m, f)
 }
 
 // spool writes the zip of m to a temporary file, at whose start it is, and checks it.
@@ -201,9 +253,12 @@ func spool(ctx context.Context, from goproxy.Source, m module.Version, dir strin
 		return nil, "", nil, err
 	}
 	if b.SizeBytes >= 0 && n != b.SizeBytes {
-		return nil, "", nil, fmt.Errorf("the zip was cut after %d of %d bytes", n, b.SizeBytes)
+		return nil, "", nil, Damaged{fmt.Errorf("the zip was cut after %d of %d bytes", n, b.SizeBytes)}
 	}
 	if h1, mod, err = goproxy.CheckZip(m, tmp.Name()); err != nil {
+		if local := (*fs.PathError)(nil); !errors.As(err, &local) {
+			err = Damaged{err}
+		}
 		return nil, "", nil, err
 	}
 	_, err = tmp.Seek(0, io.SeekStart)
@@ -212,15 +267,23 @@ func spool(ctx context.Context, from goproxy.Source, m module.Version, dir strin
 
 // Verify reads every complete version of a store again: that its zip is a good one
 // of that version, with the go.mod file that is kept, and, with Options.H1, that both
-// are what the checksum database says. Bad versions are reported to Options.Failed.
+// are what the checksum database says. Versions that are not, and those that could not be
+// checked, are reported to Options.Failed: the first as Damaged.
 func Verify(ctx context.Context, s storage.Store, o Options) (*Result, error) {
 	return each(ctx, Stored{s}, o, func(ctx context.Context, r *Result, m module.Version) error {
+		// A complete version has all files, unless it was deleted just now.
+		absent := func(file string, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				err = Damaged{err}
+			}
+			return fmt.Errorf("%s: %w", file, err)
+		}
 		if _, err := s.Resolve(ctx, m.Path, m.Version); err != nil {
-			return fmt.Errorf(".info: %w", err)
+			return absent(".info", err)
 		}
 		b, err := s.Mod(ctx, m)
 		if err != nil {
-			return fmt.Errorf(".mod: %w", err)
+			return absent(".mod", err)
 		}
 		mod, err := b.ReadAll(goproxy.MaxModBytes)
 		if err != nil {
@@ -228,7 +291,7 @@ func Verify(ctx context.Context, s storage.Store, o Options) (*Result, error) {
 		}
 		tmp, h1, zipMod, err := spool(ctx, s, m, o.TempDir)
 		if err != nil {
-			return fmt.Errorf("zip: %w", err)
+			return absent("zip", err)
 		}
 		if st, err := tmp.Stat(); err == nil {
 			r.Bytes.Add(st.Size())
@@ -236,7 +299,7 @@ func Verify(ctx context.Context, s storage.Store, o Options) (*Result, error) {
 		tmp.Close()
 		os.Remove(tmp.Name())
 		if !bytes.Equal(mod, zipMod) {
-			return errors.New("the go.mod in the zip is not the .mod file")
+			return Damaged{errors.New("the go.mod in the zip is not the .mod file")}
 		}
 		if o.H1 != nil {
 			modH1, err := goproxy.ModH1(mod)
@@ -249,7 +312,7 @@ func Verify(ctx context.Context, s storage.Store, o Options) (*Result, error) {
 					return fmt.Errorf("checksum database: %w", err)
 				}
 				if want != "" && want != have {
-					return fmt.Errorf("checksum mismatch: %s is kept with %s, the checksum database says %s", version, have, want)
+					return Damaged{fmt.Errorf("checksum mismatch: %s is kept with %s, the checksum database says %s", version, have, want)}
 				}
 			}
 		}
