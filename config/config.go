@@ -184,6 +184,16 @@ func Flags(fs *pflag.FlagSet) {
 // Load reads the settings: flags that were set, the environment ("K=V"), the
 // file, the defaults. All errors are returned together.
 func Load(flags *pflag.FlagSet, environ []string) (*Config, error) {
+	return read(flags, environ, false)
+}
+
+// LoadForStore is Load for a command that serves nobody and works on the store: where
+// storage-url is set, that of the storage role there, whatever role says.
+func LoadForStore(flags *pflag.FlagSet, environ []string) (*Config, error) {
+	return read(flags, environ, true)
+}
+
+func read(flags *pflag.FlagSet, environ []string, forStore bool) (*Config, error) {
 	c := &Config{}
 	env := map[string]string{}
 	for _, kv := range environ {
@@ -244,6 +254,9 @@ func Load(flags *pflag.FlagSet, environ []string) (*Config, error) {
 	// The matcher takes spaces literally: "a, b" would not cover b.
 	for _, p := range []*string{&c.Private, &c.CrawlMatch} {
 		*p = strings.Join(strings.FieldsFunc(*p, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }), ",")
+	}
+	if forStore && c.StorageURL != "" && c.Has("storage") {
+		c.Role = "crawler"
 	}
 	if len(errs) == 0 {
 		errs = c.validate()
@@ -506,6 +519,14 @@ func (c *Config) validate() (errs []error) {
 	if c.Address("proxy") == "" && c.Address("storage") == "" && c.Address("crawler") == "" {
 		bad("role", "%s: nobody can reach this process without storage-listen or crawler-listen", c.Role)
 	}
+	for role, own := range map[string]struct{ listen, url string }{"storage": {c.StorageListen, c.StorageURL}, "crawler": {c.CrawlerListen, c.CrawlerURL}} {
+		if own.listen != "" && c.Address(role) != own.listen {
+			bad(role+"-listen", "role %s: it is for a process with the %s role and others; the address of an only one is listen", c.Role, role)
+		}
+		if own.url != "" && c.Has(role) {
+			bad(role+"-url", "role %s has the %s role in it, and would not ask another: leave it out, or say in role what this process does", c.Role, role)
+		}
+	}
 	for _, role := range []string{"storage", "crawler"} {
 		if a := c.Address(role); a != "" && !loopback(a) && c.InternalToken == "" {
 			bad("internal-token", "the %s role listens on %s, beyond loopback: a token is needed", role, a)
@@ -526,6 +547,9 @@ func (c *Config) validate() (errs []error) {
 	oneOf("store", c.Store, "disk", "cosmos", "memory")
 	c.validateAzure(bad)
 	oneOf("network-mode", c.NetworkMode, "strict", "fallback", "offline")
+	if c.NetworkMode == "offline" && !c.Has("proxy") && c.Has("crawler") {
+		bad("network-mode", "offline: the crawler has nothing to do then; role is %s", c.Role)
+	}
 	oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error")
 	oneOf("log-format", c.LogFormat, "text", "json")
 	if c.FetchTimeoutStatus != 504 && c.FetchTimeoutStatus != 404 {

@@ -85,6 +85,11 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"--role=storage --listen=0.0.0.0:1", "", `internal-token: the storage role listens on 0.0.0.0:1`},
 		{"--crawler-listen=:1", "", `internal-token: the crawler role listens on :1`},
 		{"--storage-url=x", "", `storage-url: "x"`},
+		{"--storage-url=http://h:1", "", `storage-url: role all has the storage role in it`},
+		{"", "ATHENSCTL_CRAWLER_URL=http://h:1", `crawler-url: role all has the crawler role in it`},
+		{"--role=storage --storage-listen=127.0.0.1:1", "", `storage-listen: role storage: it is for a process with the storage role and others`},
+		{"--role=proxy --storage-url=http://h:1 --crawler-url=http://h:2 --crawler-listen=127.0.0.1:1", "", `crawler-listen: role proxy`},
+		{"--role=crawler --storage-url=http://h:1 --network-mode=offline", "", `network-mode: offline: the crawler has nothing to do`},
 		{"", "ATHENSCTL_LISTENS=x", `unknown setting ATHENSCTL_LISTENS`},
 		{"", "ATHENSCTL_PUBLIC_FEEDS=x", `public-feeds (environment ATHENSCTL_PUBLIC_FEEDS): "x"`},
 		{"--sumdb= ", "", `sumdb: " "`},
@@ -205,7 +210,7 @@ func TestKubernetesServiceLinksAreIgnored(t *testing.T) {
 
 func TestSecretsAreMasked(t *testing.T) {
 	c, err := load(t, []string{"--internal-token=0123456789abcdef", "--upstream=https://me:hunter2@example.com|https://hunter2@example.com/x@v1|direct",
-		"--storage-url=http://a.example,http://:hunter2@b.example", "--sumdb=sum.golang.org https://me:hunter2@example.com", "--otlp-endpoint=http://c", "--otlp-headers=Authorization=Basic hunter2=="}, nil)
+		"--role=crawler", "--storage-url=http://a.example,http://:hunter2@b.example", "--sumdb=sum.golang.org https://me:hunter2@example.com", "--otlp-endpoint=http://c", "--otlp-headers=Authorization=Basic hunter2=="}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,12 +64,9 @@ MODULE@QUERY#FILE, as list prints it.`,
 // withLedger runs f with the ledger of the settings.
 func withLedger(environ []string, stderr io.Writer, f func(context.Context, *cobra.Command, storage.Ledger, []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) (err error) {
-		cfg, err := config.Load(cmd.Flags(), environ)
+		cfg, err := config.LoadForStore(cmd.Flags(), environ)
 		if err != nil {
 			return err
-		}
-		if cfg.StorageURL != "" {
-			cfg.Role = "crawler" // a client of it, whatever the role is by default
 		}
 		p := newProcess(cfg, newLogger(cfg, stderr))
 		defer func() { err = errors.Join(err, p.close()) }()

@@ -49,6 +49,7 @@ type process struct {
 	servers  *serve.Servers
 	work     []func(context.Context) // runs beside the servers, until they have drained
 	closers  []func() error
+	silent   bool // nobody is served
 
 	store   storage.Store
 	ledger  storage.Ledger
@@ -248,7 +249,7 @@ func (p *process) addCrawler() error {
 	p.crawler = c
 	p.webhook = takeWebhook(cfg.WebhookSecret, remote, c)
 	p.work = append(p.work, c.Run)
-	if cfg.Address("crawler") == "" {
+	if cfg.Address("crawler") == "" || p.silent {
 		return nil
 	}
 	return p.servers.Listen(serve.Role{

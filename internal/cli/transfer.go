@@ -27,7 +27,7 @@ import (
 )
 
 const storeOfSettings = `The store is the one that the settings name: --store and --data-dir, or Azure's; or, with
---role=crawler --storage-url=URL, that of a storage role that runs.`
+--storage-url=URL, that of a storage role that runs.`
 
 // transferCommands copy versions, and check them.
 func transferCommands(environ []string, stderr io.Writer) []*cobra.Command {
@@ -36,7 +36,7 @@ func transferCommands(environ []string, stderr io.Writer) []*cobra.Command {
 	command := func(use, short, long string, args cobra.PositionalArgs, run func(*cobra.Command, *process, transfer.Options, []string) (*transfer.Result, error)) *cobra.Command {
 		cmd := &cobra.Command{Use: use, Short: short, Long: long + "\n\n" + storeOfSettings, Args: args}
 		cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-			cfg, err := config.Load(cmd.Flags(), environ)
+			cfg, err := config.LoadForStore(cmd.Flags(), environ)
 			if err != nil {
 				return err
 			}

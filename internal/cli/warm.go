@@ -143,11 +143,11 @@ func warmCommand(environ []string, stderr io.Writer) *cobra.Command {
 files that are in them, whose hashes are compared), or lists with a module a line (path, path@version, or path and
 version; latest where there is none). Modules can be named on the command line too.
 
-With --server it asks a server that runs, as the go command would; without, it works on the store that the settings
-name.`,
+With --server it asks a server that runs, as the go command would; without, it fetches by itself into the store
+that the settings name, or with --storage-url that of a storage role that runs.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			cfg, err := config.Load(cmd.Flags(), environ)
+			cfg, err := config.LoadForStore(cmd.Flags(), environ)
 			if err != nil {
 				return err
 			}
@@ -192,11 +192,11 @@ func warmSource(ctx context.Context, cfg *config.Config, server string, stderr i
 		}
 		return &goproxy.Client{Base: urls[0], HTTP: http.DefaultClient, IdleTimeout: cfg.UpstreamTimeout}, func() error { return nil }, nil
 	}
-	cfg.CrawlerListen, cfg.StorageListen = "", "" // nobody else is served
-	if !cfg.Has("crawler") || cfg.Address("crawler") != "" {
-		return nil, nil, fmt.Errorf("role %s: warm needs the roles all, or --server", cfg.Role)
+	if !cfg.Has("crawler") {
+		return nil, nil, fmt.Errorf("role %s: warm needs a crawler, or --server", cfg.Role)
 	}
 	p := newProcess(cfg, newLogger(cfg, stderr))
+	p.silent = true
 	if err = errors.Join(p.openStore(), p.addCrawler()); err == nil && p.crawler == nil {
 		err = errors.New("network-mode offline: nothing can be fetched")
 	}
