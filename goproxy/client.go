@@ -69,7 +69,7 @@ func (c *Client) List(ctx context.Context, path string) (*VersionList, error) {
 	l := NewVersionList(path, versions, checked)
 	l.Stale = resp.Header.Get(HeaderStale) == "true"
 	if etag := resp.Header.Get("ETag"); etag != "" && len(etag) <= maxETagBytes {
-		l.Validator = c.Base.Redacted() + " " + etag
+		l.Validator = c.Name() + " " + etag
 	}
 	return l, nil
 }
@@ -87,7 +87,7 @@ func (c *Client) Resolve(ctx context.Context, path, query string) (*Info, error)
 	}
 	info, err := ParseInfo(path, query, raw)
 	if err != nil {
-		return nil, Errorf(http.StatusBadGateway, "%s: %w", c.Base.Redacted(), err)
+		return nil, Errorf(http.StatusBadGateway, "%s: %w", c.Name(), err)
 	}
 	if info.Version == query {
 		info.Kept = b.ModTime
@@ -133,15 +133,35 @@ func (c *Client) get(ctx context.Context, req Request) (*http.Response, error) {
 	return resp, nil
 }
 
+// WithoutUser is a URL without its user and password, for messages: a user may be a
+// token.
+func WithoutUser(u *url.URL) *url.URL {
+	bare := *u
+	bare.User = nil
+	return &bare
+}
+
+// Name is the base as messages have it.
+func (c *Client) Name() string { return WithoutUser(c.Base).String() }
+
+// NewRequest makes a request for a path below the base, with a leading slash, encoded, and
+// perhaps a query. A user and password in the base are sent as Basic authentication; they are not in
+// the request's URL, which errors show.
+func (c *Client) NewRequest(ctx context.Context, method, path string, body io.Reader) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.Name(), "/")+path, body)
+	if err == nil && c.Base.User != nil {
+		password, _ := c.Base.User.Password()
+		req.SetBasicAuth(c.Base.User.Username(), password)
+	}
+	return req, err
+}
+
 // Get asks for a path below the base, with a leading slash, and returns the
 // answer when it is a 200, an *Error when it is another status. The body must
 // be closed. The context's end, or a pause of IdleTimeout, ends the body.
 func (c *Client) Get(ctx context.Context, path string) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	u := *c.Base
-	u.Path = strings.TrimSuffix(u.Path, "/") + path
-	u.RawPath = ""
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	req, err := c.NewRequest(ctx, http.MethodGet, (&url.URL{Path: path}).EscapedPath(), nil)
 	if err != nil {
 		cancel(nil)
 		return nil, err
@@ -150,7 +170,7 @@ func (c *Client) Get(ctx context.Context, path string) (*http.Response, error) {
 		req.Header.Set(HeaderNoFetch, "true")
 	}
 	if v, ok := ctx.Value(validator{}).(string); ok {
-		if etag, ok := strings.CutPrefix(v, c.Base.Redacted()+" "); ok {
+		if etag, ok := strings.CutPrefix(v, c.Name()+" "); ok {
 			req.Header.Set("If-None-Match", etag)
 		}
 	}
@@ -186,7 +206,7 @@ func (c *Client) Get(ctx context.Context, path string) (*http.Response, error) {
 func (c *Client) message(resp *http.Response, path string, text []byte) string {
 	msg := strings.TrimSpace(string(text))
 	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") || msg == "" {
-		msg = fmt.Sprintf("%s%s: %s", c.Base.Redacted(), path, resp.Status)
+		msg = fmt.Sprintf("%s%s: %s", c.Name(), path, resp.Status)
 	}
 	return strings.ToValidUTF8(msg, "\uFFFD")
 }

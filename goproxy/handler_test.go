@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -297,5 +298,38 @@ func TestCutStream(t *testing.T) {
 			}
 		}
 		srv.Close()
+	}
+}
+
+// A user in a base URL, which may be a token, is sent, and is in no message.
+func TestClientUser(t *testing.T) {
+	var auth string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		auth, _, _ = r.BasicAuth()
+		w.WriteHeader(http.StatusTeapot)
+	}))
+	base, err := url.Parse(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base.User = url.User("s3cr3t")
+	c := &Client{Base: base, HTTP: srv.Client()}
+	for _, what := range []string{"status", "no answer"} {
+		_, err := c.Mod(t.Context(), module.Version{Path: "example.com/m", Version: "v1.0.0"})
+		if err == nil || strings.Contains(err.Error(), "s3cr3t") || auth != "s3cr3t" {
+			t.Errorf("%s: sent %q, and said %v", what, auth, err)
+		}
+		srv.Close()
+	}
+	// What a path may have is encoded.
+	var asked string
+	srv = httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { asked = r.URL.Path }))
+	defer srv.Close()
+	c.Base, err = url.Parse(srv.URL + "/base/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Resolve(t.Context(), "example.com/m", "a%b#c"); err == nil || asked != "/base/example.com/m/@v/a%b#c.info" {
+		t.Errorf("asked for %q: %v", asked, err)
 	}
 }

@@ -275,7 +275,7 @@ func (c *Client) call(ctx context.Context, method string, q message) (a message,
 // do sends a request. What is not 200 is an error; one of this package's own
 // is that error again. Storage that can't be reached is 503.
 func (c *Client) do(ctx context.Context, method, path string, header http.Header, body io.Reader) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.Base.String(), "/")+path, body)
+	req, err := c.NewRequest(ctx, method, path, body)
 	if err != nil {
 		return nil, err
 	}

@@ -34,7 +34,8 @@ func (p *process) ahead(client *http.Client) crawler.Ahead {
 	}
 	other := func(raw string) (string, *storage.Client) {
 		u, _ := url.Parse(raw)
-		return u.Redacted(), &storage.Client{Client: goproxy.Client{Base: u, HTTP: client, IdleTimeout: cfg.UpstreamTimeout}}
+		c := &storage.Client{Client: goproxy.Client{Base: u, HTTP: client, IdleTimeout: cfg.UpstreamTimeout}}
+		return c.Name(), c
 	}
 	for _, raw := range cfg.CrawlIndex {
 		name, c := other(raw)

@@ -37,15 +37,21 @@ func Version() string {
 func Main(args, environ []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process as it is
 	root := command(environ, stderr)
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	if err := root.ExecuteContext(ctx); err != nil && !errors.Is(err, context.Canceled) {
+	switch err := root.ExecuteContext(ctx); {
+	case err == nil:
+		return 0
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		fmt.Fprintln(stderr, "athensctl: interrupted before the end")
+		return 130
+	default:
 		fmt.Fprintln(stderr, "athensctl:", err)
 		return 1
 	}
-	return 0
 }
 
 func command(environ []string, stderr io.Writer) *cobra.Command {

@@ -80,7 +80,7 @@ func checks(cfg *config.Config) (list []check) {
 	} else {
 		urls, _ := config.ParseURLs(cfg.StorageURL) // Load has checked it
 		for _, u := range urls {
-			add("storage at "+u.Redacted(), func(ctx context.Context) error {
+			add("storage at "+goproxy.WithoutUser(u).String(), func(ctx context.Context) error {
 				t := fleet.New([]*url.URL{u}, cfg.InternalToken)
 				c := &storage.Client{Client: goproxy.Client{Base: t.Base(), HTTP: &http.Client{Transport: t}}}
 				_, err := c.Load(ctx, "ready")
@@ -93,7 +93,7 @@ func checks(cfg *config.Config) (list []check) {
 		if !cfg.Has("crawler") {
 			urls, _ := config.ParseURLs(cfg.CrawlerURL)
 			for _, u := range urls {
-				add("crawler at "+u.Redacted(), func(ctx context.Context) error { return ready(ctx, u, cfg.InternalToken) })
+				add("crawler at "+goproxy.WithoutUser(u).String(), func(ctx context.Context) error { return ready(ctx, u, cfg.InternalToken) })
 			}
 		}
 	}
@@ -102,7 +102,7 @@ func checks(cfg *config.Config) (list []check) {
 	}
 	if cfg.Has("crawler") && cfg.NetworkMode != proxy.Offline {
 		for _, u := range proxies(cfg) {
-			add("upstream "+u.Redacted(), func(ctx context.Context) error { return answers(ctx, u) })
+			add("upstream "+goproxy.WithoutUser(u).String(), func(ctx context.Context) error { return answers(ctx, u) })
 		}
 		if name := crawler.SumDBName(cfg.SumDB); name != "" {
 			add("checksum database "+name, func(ctx context.Context) error {
@@ -165,7 +165,7 @@ func writable(dir string) error {
 }
 
 func get(ctx context.Context, u *url.URL, client *http.Client) (*http.Response, string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	req, err := (&goproxy.Client{Base: u}).NewRequest(ctx, http.MethodGet, "", nil)
 	if err != nil {
 		return nil, "", err
 	}

@@ -298,7 +298,7 @@ func origins(cfg *config.Config, client *http.Client, hosts goproxy.Source) (lis
 		case u.Direct:
 			list = append(list, crawler.Origin{Name: "direct", AnyError: u.AnyError, Source: hosts})
 		default:
-			list = append(list, crawler.Origin{Name: u.URL.Redacted(), AnyError: u.AnyError,
+			list = append(list, crawler.Origin{Name: goproxy.WithoutUser(u.URL).String(), AnyError: u.AnyError,
 				Source: &goproxy.Client{Base: u.URL, HTTP: client, IdleTimeout: cfg.UpstreamTimeout}})
 		}
 	}

@@ -81,7 +81,8 @@ func transferCommands(environ []string, stderr io.Writer) []*cobra.Command {
 		`Copies every version of SOURCE into the store, each checked before it is kept (not against the checksum
 database: athensctl verify does that). What is there already is skipped: an import that was cut goes on where it
 was. SOURCE is a folder (a data folder of athensctl, a module cache, any GOPROXY file tree) or the URL of something
-that answers /catalog (an Athens, a storage role; a user and password may be in it).`,
+that answers /catalog (an Athens, a storage role; a user and password may be in it: for a storage role any user, and its
+internal token).`,
 		cobra.ExactArgs(1), func(cmd *cobra.Command, p *process, o transfer.Options, args []string) (*transfer.Result, error) {
 			from, err := transferSource(p.cfg, args[0])
 			if err != nil {
@@ -91,7 +92,8 @@ that answers /catalog (an Athens, a storage role; a user and password may be in 
 		})
 	exports := command("export TARGET", "Copy the store's modules to a folder, or to an external storage of Athens",
 		`Copies every complete version of the store to TARGET: a folder, which is then a data folder of athensctl with a
-GOPROXY file tree in modules/, or the URL of a storage role or another server of Athens' external storage protocol.`,
+GOPROXY file tree in modules/, or the URL of a storage role or another server of Athens' external storage protocol
+(a user and password may be in it: for a storage role any user, and its internal token).`,
 		cobra.ExactArgs(1), func(cmd *cobra.Command, p *process, o transfer.Options, args []string) (*transfer.Result, error) {
 			to, done, err := transferTarget(p.cfg, args[0])
 			if err != nil {
@@ -132,13 +134,14 @@ database or the store did not answer, stays.`,
 	return []*cobra.Command{imports, exports, verify}
 }
 
-// storageAt is the client of a storage role, or an Athens, at a URL; the token is for one of ours.
+// storageAt is the client of a storage role, or an Athens, at a URL. It gets what the URL has
+// for a user and password, and never the token of this site: it may be another's.
 func storageAt(cfg *config.Config, s string) (*storage.Client, error) {
 	urls, err := config.ParseURLs(s)
 	if err != nil || len(urls) != 1 {
 		return nil, fmt.Errorf("%q is not one http or https URL", s)
 	}
-	t := fleet.New(urls, cfg.InternalToken)
+	t := fleet.New(urls, "")
 	return &storage.Client{Client: goproxy.Client{Base: t.Base(), HTTP: &http.Client{Transport: t}, IdleTimeout: cfg.UpstreamTimeout}}, nil
 }
 

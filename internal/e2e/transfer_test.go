@@ -5,10 +5,13 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -167,5 +170,31 @@ func TestVerify(t *testing.T) {
 		if err == nil || !strings.Contains(string(out), want) {
 			t.Errorf("athensctl %s: %v %s", args, err, out)
 		}
+	}
+}
+
+// A copy that is interrupted has not succeeded, and says so to whoever started it.
+func TestTransferInterrupted(t *testing.T) {
+	asked, end := make(chan string, 10), make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked <- r.Header.Get("Authorization")
+		<-end
+	}))
+	defer srv.Close()
+	defer close(end)
+	cmd := exec.Command(binary, "import", srv.URL, "--data-dir", t.TempDir())
+	cmd.Env = append(os.Environ(), "ATHENSCTL_INTERNAL_TOKEN="+token)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-asked; got != "" {
+		t.Errorf("another's server got %q", got)
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 130 || !strings.Contains(said.String(), "interrupted") {
+		t.Errorf("exit status %d: %s", code, said.String())
 	}
 }
