@@ -122,15 +122,7 @@ func (c *Client) get(ctx context.Context, req Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := c.Get(ctx, path)
-	if err != nil {
-		var e *Error
-		if errors.As(err, &e) {
-			return nil, err
-		}
-		return nil, c.broken(req.String(), err)
-	}
-	return resp, nil
+	return c.ask(ctx, path, req.String())
 }
 
 // WithoutUser is a URL without its user and password, for messages: a user may be a
@@ -157,9 +149,14 @@ func (c *Client) NewRequest(ctx context.Context, method, path string, body io.Re
 }
 
 // Get asks for a path below the base, with a leading slash, and returns the
-// answer when it is a 200, an *Error when it is another status. The body must
-// be closed. The context's end, or a pause of IdleTimeout, ends the body.
+// answer when it is a 200, an *Error when it is another status or there is none (502). The
+// body must be closed. The context's end, or a pause of IdleTimeout, ends the body.
 func (c *Client) Get(ctx context.Context, path string) (*http.Response, error) {
+	return c.ask(ctx, path, path)
+}
+
+// ask is Get; what names the request in errors.
+func (c *Client) ask(ctx context.Context, path, what string) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	req, err := c.NewRequest(ctx, http.MethodGet, (&url.URL{Path: path}).EscapedPath(), nil)
 	if err != nil {
@@ -179,9 +176,9 @@ func (c *Client) Get(ctx context.Context, path string) (*http.Response, error) {
 	resp, err := c.HTTP.Do(req)
 	if err != nil {
 		cancel(nil)
-		return nil, err
+		return nil, c.broken(what, err)
 	}
-	body := &body{ReadCloser: resp.Body, ctx: ctx, idle: c.IdleTimeout, cancel: cancel}
+	body := &body{ReadCloser: resp.Body, what: what, client: c, ctx: ctx, idle: c.IdleTimeout, cancel: cancel}
 	if c.IdleTimeout > 0 {
 		body.timer = time.AfterFunc(c.IdleTimeout, func() {
 			cancel(fmt.Errorf("no byte for %v", c.IdleTimeout))
@@ -231,9 +228,12 @@ func blobOf(resp *http.Response) *Blob {
 	return b
 }
 
-// body ends its request when it is closed, or when a Read gets nothing for idle.
+// body ends its request when it is closed, or when a Read gets nothing for idle. What cuts it
+// is an error of the server's, as one before the body is.
 type body struct {
 	io.ReadCloser
+	what   string
+	client *Client
 	ctx    context.Context
 	idle   time.Duration
 	timer  *time.Timer
@@ -252,6 +252,7 @@ func (b *body) Read(p []byte) (int, error) {
 		if cause := context.Cause(b.ctx); cause != nil {
 			err = cause
 		}
+		err = b.client.broken(b.what, err)
 	}
 	return n, err
 }

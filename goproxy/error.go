@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 )
@@ -48,6 +49,15 @@ func (e *Error) Is(target error) bool {
 	return target == fs.ErrNotExist && (e.Status == http.StatusNotFound || e.Status == http.StatusGone)
 }
 
+// IsAbsent reports whether an error says that there is no such thing. One of this machine's
+// file system does not, though it may match fs.ErrNotExist: a folder of ours that is gone
+// says nothing of a module.
+func IsAbsent(err error) bool {
+	var path *fs.PathError
+	var link *os.LinkError
+	return errors.Is(err, fs.ErrNotExist) && !errors.As(err, &path) && !errors.As(err, &link)
+}
+
 // Status maps any error to its HTTP status: the one place where that is
 // decided. nil is 200.
 func Status(err error) int {
@@ -57,7 +67,7 @@ func Status(err error) int {
 		return http.StatusOK
 	case errors.As(err, &e):
 		return e.Status
-	case errors.Is(err, fs.ErrNotExist):
+	case IsAbsent(err):
 		return http.StatusNotFound
 	case errors.Is(err, context.DeadlineExceeded):
 		return http.StatusGatewayTimeout

@@ -53,8 +53,7 @@ func Handler(src Source) echo.HandlerFunc {
 		if err := CheckURL(r); err != nil {
 			return err
 		}
-		urlPath, cachedOnly := strings.CutPrefix(r.URL.Path, "/cached-only/")
-		req, err := ParseRequest(urlPath)
+		req, err := ParseRequest(MarkNoFetch(c))
 		if err != nil {
 			return err
 		}
@@ -62,11 +61,7 @@ func Handler(src Source) echo.HandlerFunc {
 			c.Response().Header().Set("Allow", "GET, HEAD")
 			return Errorf(http.StatusMethodNotAllowed, "%s is not allowed here: GET and HEAD are", r.Method)
 		}
-		ctx := r.Context()
-		if cachedOnly || strings.EqualFold(r.Header.Get(HeaderNoFetch), "true") {
-			ctx = WithNoFetch(ctx)
-			c.SetRequest(r.WithContext(ctx)) // for ErrorHandler
-		}
+		ctx := c.Request().Context()
 		switch req.File {
 		case FileList:
 			return serveList(ctx, c, src, req)
@@ -76,6 +71,20 @@ func Handler(src Source) echo.HandlerFunc {
 			return serveFile(ctx, c, src, req)
 		}
 	}
+}
+
+// MarkNoFetch returns a request's path without /cached-only, and marks the request's context
+// when it has that prefix or the header that means the same.
+func MarkNoFetch(c echo.Context) (urlPath string) {
+	r := c.Request()
+	urlPath, cachedOnly := strings.CutPrefix(r.URL.Path, "/cached-only/")
+	if cachedOnly {
+		urlPath = "/" + urlPath
+	}
+	if cachedOnly || strings.EqualFold(r.Header.Get(HeaderNoFetch), "true") {
+		c.SetRequest(r.WithContext(WithNoFetch(r.Context())))
+	}
+	return urlPath
 }
 
 // CheckURL refuses encoded slashes, so that a path means the same to
@@ -342,12 +351,11 @@ func ErrorHandler(err error, c echo.Context) {
 		err = Errorf(he.Code, "%v", he.Message)
 	}
 	status := Status(err)
-	h := res.Header()
+	h, r := res.Header(), c.Request()
 	cache := CacheNever
 	var e *Error
-	if errors.As(err, &e) && e.NoStore || NoFetch(c.Request().Context()) {
-		cache = CacheNever
-	} else if status == http.StatusNotFound || status == http.StatusGone {
+	if read := r.Method == http.MethodGet || r.Method == http.MethodHead; read && (status == http.StatusNotFound || status == http.StatusGone) &&
+		!(errors.As(err, &e) && e.NoStore) && !NoFetch(r.Context()) {
 		cache = CacheBriefly
 	}
 	h.Set("Cache-Control", cache)
@@ -358,7 +366,7 @@ func ErrorHandler(err error, c echo.Context) {
 	}
 	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
 		after := time.Second
-		if e != nil && e.RetryAfter > 0 {
+		if errors.As(err, &e) && e.RetryAfter > 0 {
 			after = e.RetryAfter
 		}
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(after.Seconds()))))
@@ -370,7 +378,7 @@ func ErrorHandler(err error, c echo.Context) {
 	body += "\n"
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	res.WriteHeader(status)
-	if c.Request().Method != http.MethodHead {
+	if r.Method != http.MethodHead {
 		io.WriteString(res, body)
 	}
 }

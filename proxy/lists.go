@@ -34,7 +34,7 @@ func (p *Proxy) List(ctx context.Context, path string) (*goproxy.VersionList, er
 		list, err := p.store.List(ctx, path)
 		if err == nil {
 			p.metrics.answered(ctx, start, fromStorage, k.File)
-			if len(list.Versions) == 0 {
+			if !p.isKept(ctx, list, path) {
 				return nil, notKept(k)
 			}
 		}
@@ -43,7 +43,7 @@ func (p *Proxy) List(ctx context.Context, path string) (*goproxy.VersionList, er
 	a, tier, err := p.current(ctx, k)
 	if err != nil {
 		if p.o.Mode == Fallback && mayFallBack(err) {
-			if list, keptErr := p.store.List(ctx, path); keptErr == nil && len(list.Versions) > 0 {
+			if list, keptErr := p.store.List(ctx, path); keptErr == nil && p.isKept(ctx, list, path) {
 				p.metrics.answered(ctx, start, fromOld, k.File)
 				list.Stale = true
 				return list, nil
@@ -93,10 +93,22 @@ func (p *Proxy) resolveQuery(ctx context.Context, start time.Time, k storage.Key
 	return a.info, nil
 }
 
-// mayFallBack: upstream failed; a refusal is an answer, and a client that left wants none.
+// isKept reports whether any version of a module is kept. One of which only
+// pseudo-versions are has an empty list, where the go command goes on to @latest.
+func (p *Proxy) isKept(ctx context.Context, list *goproxy.VersionList, path string) bool {
+	if len(list.Versions) > 0 {
+		return true
+	}
+	_, err := p.store.Resolve(ctx, path, goproxy.Latest)
+	return err == nil
+}
+
+// mayFallBack: upstream failed, or has no such thing, which what is kept contradicts (a
+// module that was published here, or that upstream has lost). A client that left, and
+// what policy forbids, get nothing.
 func mayFallBack(err error) bool {
 	s := goproxy.Status(err)
-	return s >= 500 && s != 501 || s == 429
+	return s >= 500 || s == 429 || s == 404 || s == 410
 }
 
 // current returns upstream's answer for k: what is in memory or in the ledger
@@ -122,8 +134,7 @@ func (p *Proxy) current(ctx context.Context, k storage.Key) (a *changing, tier s
 	}
 	switch {
 	case a == nil || a.err != nil && age >= p.o.Freshness:
-		a, err = p.refresh(ctx, k)
-		if err != nil {
+		if a, err = p.awaitRefresh(ctx, k); err != nil {
 			return nil, "", err
 		}
 		tier = fromCrawler
@@ -132,7 +143,7 @@ func (p *Proxy) current(ctx context.Context, k storage.Key) (a *changing, tier s
 		p.refreshBehind(ctx, k)
 	default:
 		wait, cancel := context.WithTimeout(ctx, p.o.ListWait)
-		fresh, err := p.refresh(wait, k)
+		fresh, err := p.awaitRefresh(wait, k)
 		late := wait.Err() != nil
 		cancel()
 		switch {
@@ -144,7 +155,7 @@ func (p *Proxy) current(ctx context.Context, k storage.Key) (a *changing, tier s
 			return nil, "", err
 		case p.o.Mode == Strict:
 			// Strict wants upstream's word: it waits for it as for a first sight.
-			if a, err = p.refresh(ctx, k); err != nil {
+			if a, err = p.awaitRefresh(ctx, k); err != nil {
 				return nil, "", err
 			}
 			tier = fromCrawler
@@ -168,13 +179,24 @@ func (p *Proxy) rememberChanging(k storage.Key, a *changing) {
 	p.remember(k, a, size)
 }
 
+// ledgerTimeout bounds a look at what the fleet knows.
+const ledgerTimeout = 5 * time.Second
+
 // fromLedger is what the fleet knows; nil when that is nothing or storage is away.
 func (p *Proxy) fromLedger(ctx context.Context, k storage.Key) *changing {
-	v, err, _ := p.flights.Do("known "+k.String(), func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	ch := p.flights.DoChan("known "+k.String(), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ledgerTimeout)
 		defer cancel()
 		return p.ledger.Known(ctx, k)
 	})
+	var v any
+	var err error
+	select {
+	case r := <-ch:
+		v, err = r.Val, r.Err
+	case <-ctx.Done():
+		return nil
+	}
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			p.o.Log.Warn("the ledger cannot be read", "key", k.String(), "err", err)
@@ -197,9 +219,19 @@ func (p *Proxy) fromLedger(ctx context.Context, k storage.Key) *changing {
 	return a
 }
 
+// awaitRefresh is refresh for somebody who waits.
+func (p *Proxy) awaitRefresh(ctx context.Context, k storage.Key) (*changing, error) {
+	leave, err := p.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	return p.refresh(ctx, k)
+}
+
 // refresh asks the crawler and remembers its answer.
 func (p *Proxy) refresh(ctx context.Context, k storage.Key) (*changing, error) {
-	v, _, err := p.share(ctx, k, func(ctx context.Context) (any, string, error) {
+	v, _, err := p.share(ctx, k.String(), k, func(ctx context.Context) (any, string, error) {
 		a := &changing{checked: time.Now(), looked: time.Now()}
 		var err error
 		if k.File == storage.FileList {
@@ -211,13 +243,10 @@ func (p *Proxy) refresh(ctx context.Context, k storage.Key) (*changing, error) {
 				a.checked = a.info.Checked
 			}
 		}
-		switch {
-		case err == nil:
-		case isRefusal(err):
-			a.err = err
-		default:
+		if err != nil && !lasts(err) {
 			return nil, "", err
 		}
+		a.err = err
 		p.rememberChanging(k, a)
 		return a, fromCrawler, nil
 	})
@@ -227,11 +256,19 @@ func (p *Proxy) refresh(ctx context.Context, k storage.Key) (*changing, error) {
 	return v.(*changing), nil
 }
 
+// refreshBehind refreshes while nobody waits: past MaxWaiting of those it is left to the
+// next reader.
 func (p *Proxy) refreshBehind(ctx context.Context, k storage.Key) {
+	if n := p.behinds.Add(1); n > int64(p.o.MaxWaiting) {
+		p.behinds.Add(-1)
+		return
+	}
 	if _, running := p.behind.LoadOrStore(k, true); running {
+		p.behinds.Add(-1)
 		return
 	}
 	go func() {
+		defer p.behinds.Add(-1)
 		defer p.behind.Delete(k)
 		if _, err := p.refresh(context.WithoutCancel(ctx), k); err != nil {
 			p.o.Log.Warn("refresh behind a reader", "key", k.String(), "err", err)

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -82,6 +83,7 @@ func newBed(t *testing.T, mode string) *bed {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { p.Close() })
 	return &bed{p, t, up, store}
 }
 
@@ -279,6 +281,110 @@ func TestDeletion(t *testing.T) {
 		synctest.Wait()
 		if _, err := b.Mod(ctx, m); goproxy.Status(err) != 404 {
 			t.Errorf("after the deletion: %v", err)
+		}
+	})
+}
+
+// Modules of which only pseudo-versions are kept have an empty list, not none: the go
+// command asks @latest then.
+func TestKeptPseudoVersion(t *testing.T) {
+	const pseudo = "v0.0.0-20240102030405-abcdefabcdef"
+	for _, mode := range []string{Offline, Fallback} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBed(t, mode)
+			b.up.set(goproxy.Errorf(502, "down"), 0)
+			keep(t, b.store, pseudo)
+			l, err := b.List(t.Context(), modPath)
+			if err != nil || len(l.Versions) != 0 {
+				t.Errorf("%s: %+v, %v", mode, l, err)
+			}
+			if mode == Offline {
+				if i, err := b.Resolve(t.Context(), modPath, "latest"); err != nil || i.Version != pseudo {
+					t.Errorf("latest: %+v, %v", i, err)
+				}
+			}
+		})
+	}
+}
+
+// A module that was published here, which no upstream knows.
+func TestKeptOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Fallback)
+		keep(t, b.store, "v1.0.0")
+		b.up.set(goproxy.NotFound("no such module"), 0)
+		b.want("what is kept", "v1.0.0", true, 0, 1)
+		b.up.set(goproxy.Errorf(403, "not allowed"), 0)
+		time.Sleep(2 * time.Minute)
+		b.want("what is forbidden", "!Forbidden", false, 0, 1)
+	})
+}
+
+// A "not found" of a crawler whose fetch goes on is no answer to remember.
+func TestPassingRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Fallback)
+		e := goproxy.NotFound("a fetch goes on")
+		e.NoStore = true
+		b.up.set(e, 0)
+		b.want("while it goes on", "!Not Found", false, 0, 1)
+		b.up.set(nil, 0, "v1.0.0")
+		b.want("then", "v1.0.0", false, 0, 1)
+	})
+}
+
+// Whoever joins a fetch that is going on gets the same answer when it takes too long.
+func TestJoinLateFetch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Fallback)
+		b.Proxy.o.FetchTimeoutStatus = 404
+		b.up.set(nil, time.Hour)
+		m := module.Version{Path: modPath, Version: "v1.0.0"}
+		go b.Mod(context.Background(), m)
+		time.Sleep(60 * time.Second)
+		var e *goproxy.Error
+		if _, err := b.Mod(t.Context(), m); !errors.As(err, &e) || e.Status != 404 || !e.NoStore {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// What goes on behind readers, and what waits for a hanging upstream, takes nothing from
+// who wants what is kept.
+func TestKeptWhileOthersWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Fallback) // 20 may wait
+		v := b.put("example.com/kept", "v1.0.0")
+		for i := range 30 {
+			k := storage.Key{Path: fmt.Sprintf("example.com/m%d", i), File: storage.FileList}
+			if err := b.store.SetKnown(t.Context(), k, &storage.Known{Checked: time.Now(), Versions: []string{"v1.0.0"}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(2 * time.Minute) // old by a minute, and upstream hangs
+		b.up.set(nil, time.Hour)
+		for i := range 30 {
+			if _, err := b.List(t.Context(), fmt.Sprintf("example.com/m%d", i)); err != nil {
+				t.Error(err)
+			}
+		}
+		synctest.Wait()
+		if n := b.behinds.Load(); n != 20 {
+			t.Errorf("%d refreshes go on behind readers, with a bound of 20", n)
+		}
+		for i := range 25 {
+			go b.List(context.Background(), fmt.Sprintf("example.com/new%d", i))
+		}
+		synctest.Wait()
+		if _, err := b.Mod(t.Context(), v.Version); err != nil {
+			t.Errorf("a .mod that storage keeps: %v", err)
+		}
+		if _, err := b.List(t.Context(), "example.com/more"); goproxy.Status(err) != 503 {
+			t.Errorf("one more that has to wait: %v", err)
+		}
+		time.Sleep(2 * time.Hour)
+		if w, n := b.waiting.Load(), b.behinds.Load(); w != 0 || n != 0 {
+			t.Errorf("%d wait and %d refresh, when all have ended", w, n)
 		}
 	})
 }

@@ -26,6 +26,8 @@ type metrics struct {
 	seconds map[string]prometheus.Observer       // by tier
 	age     map[storage.File]prometheus.Observer // of what changes
 	gaveUp  *prometheus.CounterVec
+	// uncached counts what was served and could not be kept in the disk cache.
+	uncached prometheus.Counter
 }
 
 type tierFile struct {
@@ -54,6 +56,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "athensctl_proxy_gave_up_total",
 			Help: "Requests that were not answered: waiting (too many waited already), timeout (the fetch takes longer than fetch-timeout and goes on).",
 		}, []string{"bound"}),
+		uncached: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "athensctl_proxy_uncached_total",
+			Help: "Files that the disk cache could not take (no room, a full or broken disk); they were served all the same.",
+		}),
 	}
 	for _, tier := range []string{fromMemory, fromDisk, fromStorage, fromCrawler, fromOld} {
 		for _, f := range []storage.File{storage.FileList, storage.FileInfo, storage.FileMod, storage.FileZip} {
@@ -65,7 +71,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		m.age[f] = age.WithLabelValues(string(f))
 	}
 	if r != nil {
-		r.MustRegister(answers, seconds, age, m.gaveUp)
+		r.MustRegister(answers, seconds, age, m.gaveUp, m.uncached)
 	}
 	return m
 }

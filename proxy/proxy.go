@@ -7,7 +7,7 @@ package proxy
 import (
 	"context"
 	"errors"
-	"io/fs"
+	"io"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -59,6 +59,7 @@ type Proxy struct {
 	disk    *diskCache
 	flights singleflight.Group
 	waiting atomic.Int64
+	behinds atomic.Int64 // refreshes going on behind readers
 	metrics *metrics
 	// generation grows with each deletion: what was read before is not kept after.
 	generation atomic.Int64
@@ -78,7 +79,7 @@ type refusal struct {
 
 var _ goproxy.Source = (*Proxy)(nil)
 
-// New returns a proxy. crawler is nil in offline mode.
+// New returns a proxy; Close ends it. crawler is nil in offline mode.
 func New(store storage.Store, ledger storage.Ledger, crawler goproxy.Source, o Options) (*Proxy, error) {
 	if o.ListRemember <= 0 {
 		o.ListRemember = o.Freshness
@@ -86,6 +87,9 @@ func New(store storage.Store, ledger storage.Ledger, crawler goproxy.Source, o O
 	disk, err := openDiskCache(o.CacheDir, o.CacheBytes)
 	if err != nil {
 		return nil, err
+	}
+	if time.Since(disk.seen()) > storage.TombstoneTTL-time.Hour {
+		disk.clear() // versions were deleted that nobody will tell of any more
 	}
 	p := &Proxy{
 		o: o, store: store, ledger: ledger, crawler: crawler, disk: disk,
@@ -102,6 +106,9 @@ func New(store storage.Store, ledger storage.Ledger, crawler goproxy.Source, o O
 	}
 	return p, nil
 }
+
+// Close lets another process have the cache's folder.
+func (p *Proxy) Close() error { return p.disk.close() }
 
 // entryBytes is what an entry of the memory cache takes besides its content.
 const entryBytes = 512
@@ -183,28 +190,35 @@ func (p *Proxy) zip(ctx context.Context, m module.Version) (b *goproxy.Blob, tie
 		if b := p.disk.get(k.String()); b != nil {
 			return b, tier, nil
 		}
-		// Storage has it as a local file, or it is too large to be cached.
+		// Storage has it as a local file, or it can't be cached.
 		b, err = p.store.Zip(ctx, m)
 		if err == nil {
 			return b, tier, nil
-		} else if !errors.Is(err, fs.ErrNotExist) {
+		} else if !goproxy.IsAbsent(err) {
 			return nil, "", err
 		}
 	}
 	return nil, tier, goproxy.NotFound("%s (zip): it was deleted", m)
 }
 
+// spool brings a zip into the disk cache. ctx's deadline is for its beginning: from then on it
+// goes on as long as bytes come. A cache that does not work is no error: the zip is
+// then read without it.
 func (p *Proxy) spool(ctx context.Context, k storage.Key, s goproxy.Source, m module.Version) error {
-	b, err := s.Zip(ctx, m)
+	generation := p.generation.Load()
+	reading, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	begun := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
+	b, err := s.Zip(reading, m)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
-	if isLocalFile(b) || b.SizeBytes > p.o.CacheBytes {
+	begun()
+	if isLocalFile(b) {
 		return nil
 	}
-	generation := p.generation.Load()
-	if err := p.disk.put(k.String(), b, b.SizeBytes, b.ModTime); err != nil {
+	if err := p.cache(k.String(), b, b.SizeBytes, b.ModTime); err != nil {
 		return err
 	}
 	if p.generation.Load() != generation {
@@ -213,46 +227,81 @@ func (p *Proxy) spool(ctx context.Context, k storage.Key, s goproxy.Source, m mo
 	return nil
 }
 
+// cache keeps what r has in the disk cache, if that works. An error is r's.
+func (p *Proxy) cache(key string, r io.Reader, size int64, modTime time.Time) error {
+	err := p.disk.put(key, r, size, modTime)
+	var broken cacheError
+	if !errors.As(err, &broken) {
+		return err
+	}
+	p.metrics.uncached.Inc()
+	p.o.Log.Warn("not cached", "key", key, "err", err)
+	return nil
+}
+
 // fetch gets an immutable file from storage, or else from the crawler, and says from
 // which; tier is "" where neither had an answer. Requests for the same key share one
-// fetch, which goes on when they leave.
+// fetch, which goes on when they leave. Only those who wait for the crawler count as
+// waiting.
 func (p *Proxy) fetch(ctx context.Context, k storage.Key, get func(context.Context, goproxy.Source) (any, error)) (v any, tier string, err error) {
 	if v, ok := p.memory.get(k); ok {
 		if r, ok := v.(*refusal); ok && time.Since(r.checked) < p.o.Freshness && p.o.Mode != Offline {
 			return nil, fromMemory, r.err
 		}
 	}
-	return p.share(ctx, k, func(ctx context.Context) (any, string, error) {
-		generation := p.generation.Load()
-		tier := fromStorage
-		v, err := get(ctx, p.store)
-		for end := time.Now().Add(min(storageWait, p.o.FetchTimeout)); isAway(ctx, err) && time.Now().Before(end); {
-			time.Sleep(storagePause)
-			v, err = get(ctx, p.store)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			if !p.mayFetch(ctx) {
-				return nil, tier, notKept(k)
+	v, tier, err = p.share(ctx, "kept "+k.String(), k, func(ctx context.Context) (any, string, error) {
+		return p.keep(ctx, k, fromStorage, func(ctx context.Context) (any, error) {
+			v, err := get(ctx, p.store)
+			for end := time.Now().Add(min(storageWait, p.o.FetchTimeout)); isAway(ctx, err); {
+				pause := max(storagePause, retryAfter(err))
+				if time.Now().Add(pause).After(end) {
+					break
+				}
+				time.Sleep(pause)
+				v, err = get(ctx, p.store)
 			}
-			tier = fromCrawler
-			v, err = get(ctx, p.crawler)
-			p.rememberRefusal(k, err)
-		}
-		if err != nil && !isRefusal(err) {
-			return nil, "", err
-		} else if err != nil {
-			return nil, tier, err
-		}
-		if v != nil && p.generation.Load() == generation {
-			switch v := v.(type) {
-			case *file:
-				p.remember(k, v, len(v.content))
-			case *goproxy.Info:
-				p.remember(k, v, len(v.Raw))
-			}
-		}
-		return v, tier, nil
+			return v, err
+		})
 	})
+	switch {
+	case !goproxy.IsAbsent(err):
+		return v, tier, err
+	case !p.mayFetch(ctx):
+		return nil, tier, notKept(k)
+	}
+	leave, err := p.enter()
+	if err != nil {
+		return nil, "", err
+	}
+	defer leave()
+	return p.share(ctx, k.String(), k, func(ctx context.Context) (any, string, error) {
+		return p.keep(ctx, k, fromCrawler, func(ctx context.Context) (any, error) {
+			v, err := get(ctx, p.crawler)
+			p.rememberRefusal(k, err)
+			return v, err
+		})
+	})
+}
+
+// keep remembers what get returns, unless it was deleted meanwhile.
+func (p *Proxy) keep(ctx context.Context, k storage.Key, tier string, get func(context.Context) (any, error)) (any, string, error) {
+	generation := p.generation.Load()
+	v, err := get(ctx)
+	if err != nil && !isRefusal(err) {
+		return nil, "", err
+	} else if err != nil {
+		return nil, tier, err
+	}
+	switch v := v.(type) {
+	case *file:
+		p.remember(k, v, len(v.content))
+	case *goproxy.Info:
+		p.remember(k, v, len(v.Raw))
+	}
+	if p.generation.Load() != generation {
+		p.memory.remove(k)
+	}
+	return v, tier, nil
 }
 
 // A storage that restarts is waited for: a proxy that has just started has nothing
@@ -269,6 +318,15 @@ func isAway(ctx context.Context, err error) bool {
 		return ctx.Err() == nil
 	}
 	return false
+}
+
+// retryAfter is what an error says of when to come again, 5 s at most.
+func retryAfter(err error) time.Duration {
+	var e *goproxy.Error
+	if errors.As(err, &e) {
+		return min(e.RetryAfter, 5*time.Second)
+	}
+	return 0
 }
 
 func (p *Proxy) mayFetch(ctx context.Context) bool {
@@ -290,9 +348,14 @@ func isRefusal(err error) bool {
 	return false
 }
 
-func (p *Proxy) rememberRefusal(k storage.Key, err error) {
+// lasts reports whether a refusal is worth remembering: one while a fetch goes on is not.
+func lasts(err error) bool {
 	var e *goproxy.Error
-	if isRefusal(err) && !(errors.As(err, &e) && e.NoStore) {
+	return isRefusal(err) && !(errors.As(err, &e) && e.NoStore)
+}
+
+func (p *Proxy) rememberRefusal(k storage.Key, err error) {
+	if lasts(err) {
 		p.remember(k, &refusal{err, time.Now()}, len(err.Error()))
 	}
 }
@@ -304,16 +367,19 @@ type flight struct {
 	span  trace.SpanContext
 }
 
-// share runs f, which says from where its answer is, once for all who ask for k at the
-// same time. It waits as long as FetchTimeout; f goes on behind, up to twice that.
-func (p *Proxy) share(ctx context.Context, k storage.Key, f func(context.Context) (any, string, error)) (v any, tier string, err error) {
+// enter takes a place among those who wait for a fetch; leave gives it back.
+func (p *Proxy) enter() (leave func(), err error) {
 	if n := p.waiting.Add(1); n > int64(p.o.MaxWaiting) {
 		p.waiting.Add(-1)
 		p.metrics.gaveUp.WithLabelValues("waiting").Inc()
-		return nil, "", goproxy.Busy(2*time.Second, "busy: %d requests wait for a fetch already", p.o.MaxWaiting)
+		return nil, goproxy.Busy(2*time.Second, "busy: %d requests wait for a fetch already", p.o.MaxWaiting)
 	}
-	defer p.waiting.Add(-1)
-	key := k.String()
+	return func() { p.waiting.Add(-1) }, nil
+}
+
+// share runs f, which says from where its answer is, once for all who ask for key at the
+// same time. It waits as long as FetchTimeout; f goes on behind, up to twice that.
+func (p *Proxy) share(ctx context.Context, key string, k storage.Key, f func(context.Context) (any, string, error)) (v any, tier string, err error) {
 	if goproxy.NoFetch(ctx) {
 		key = "no-fetch " + key
 	}
@@ -321,6 +387,9 @@ func (p *Proxy) share(ctx context.Context, k storage.Key, f func(context.Context
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*p.o.FetchTimeout)
 		defer cancel()
 		v, tier, err := f(ctx)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = p.late(k)
+		}
 		return &flight{v, tier, trace.SpanContextFromContext(ctx)}, err
 	})
 	timeout := time.NewTimer(p.o.FetchTimeout)
@@ -336,12 +405,21 @@ func (p *Proxy) share(ctx context.Context, k storage.Key, f func(context.Context
 		return nil, "", ctx.Err()
 	case <-timeout.C:
 		p.metrics.gaveUp.WithLabelValues("timeout").Inc()
-		return nil, "", &goproxy.Error{
-			Status: p.o.FetchTimeoutStatus, NoStore: true,
-			Message: k.String() + ": still being fetched after " + p.o.FetchTimeout.String() + "; it goes on, come again",
-		}
+		return nil, "", p.late(k)
 	}
 }
+
+// late is the answer to who has waited long enough.
+func (p *Proxy) late(k storage.Key) error {
+	return &goproxy.Error{
+		Status: p.o.FetchTimeoutStatus, NoStore: true,
+		Message: k.String() + ": still being fetched after " + p.o.FetchTimeout.String() + "; it goes on, come again",
+	}
+}
+
+// deletionsOverlap is how long a deletion is looked at again and again: what read a
+// version while it was deleted may have cached it after the first time.
+const deletionsOverlap = 2 * time.Minute
 
 // Run drops what was deleted in storage from the caches, until ctx ends. It
 // looks every interval, which must be well below a minute.
@@ -350,21 +428,15 @@ func (p *Proxy) Run(ctx context.Context, interval time.Duration) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		for {
-			deleted, err := p.store.Deleted(ctx, since, 1000)
-			if err != nil {
-				if ctx.Err() == nil {
-					p.o.Log.Warn("deletions cannot be read", "err", err)
-				}
-				break
+		now := time.Now()
+		last, err := p.forgetDeleted(ctx, since)
+		if err == nil {
+			since = last.Add(-deletionsOverlap)
+			if err := p.disk.saw(now); err != nil {
+				p.o.Log.Warn("the cache's folder cannot be written", "err", err)
 			}
-			for _, d := range deleted {
-				p.Forget(module.Version{Path: d.Path, Version: d.Version})
-				since = d.Timestamp.Add(time.Microsecond)
-			}
-			if len(deleted) < 1000 {
-				break
-			}
+		} else if ctx.Err() == nil {
+			p.o.Log.Warn("deletions cannot be read", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -373,6 +445,32 @@ func (p *Proxy) Run(ctx context.Context, interval time.Duration) {
 		}
 	}
 }
+
+// forgetDeleted drops what was deleted at or after since, and returns the time of the last.
+func (p *Proxy) forgetDeleted(ctx context.Context, since time.Time) (last time.Time, err error) {
+	const page = 1000
+	last = since.Add(deletionsOverlap)
+	for {
+		one, cancel := context.WithTimeout(ctx, deletionsTimeout)
+		deleted, err := p.store.Deleted(one, since, page)
+		cancel()
+		if err != nil {
+			return last, err
+		}
+		for _, d := range deleted {
+			p.Forget(module.Version{Path: d.Path, Version: d.Version})
+			since = d.Timestamp.Add(time.Microsecond)
+			if d.Timestamp.After(last) {
+				last = d.Timestamp
+			}
+		}
+		if len(deleted) < page {
+			return last, nil
+		}
+	}
+}
+
+const deletionsTimeout = 15 * time.Second
 
 // Forget drops a version from the caches.
 func (p *Proxy) Forget(m module.Version) {

@@ -3,6 +3,8 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"net/http"
 	"strings"
 	"time"
@@ -23,13 +25,13 @@ type SumDB struct {
 	Get func(ctx context.Context, path string) ([]byte, error)
 }
 
-// ServeSumDB answers /sumdb/{name}/….
+// ServeSumDB answers /sumdb/{name}/…, and the same below /cached-only.
 func (p *Proxy) ServeSumDB(s *SumDB) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		if err := goproxy.CheckURL(c.Request()); err != nil {
 			return err
 		}
-		name, path, _ := strings.Cut(strings.TrimPrefix(c.Request().URL.Path, "/sumdb/"), "/")
+		name, path, _ := strings.Cut(strings.TrimPrefix(goproxy.MarkNoFetch(c), "/sumdb/"), "/")
 		path = "/" + path
 		if s == nil || name != s.Name {
 			return goproxy.NotFound("checksum database %.80q is not proxied here", name)
@@ -58,12 +60,17 @@ func (p *Proxy) ServeSumDB(s *SumDB) echo.HandlerFunc {
 		if err != nil {
 			return err
 		}
+		if cache == goproxy.CacheBriefly && goproxy.NoFetch(c.Request().Context()) {
+			cache = goproxy.CacheNever
+		}
 		h.Set("Cache-Control", cache)
 		contentType := "text/plain; charset=utf-8"
 		if cache == goproxy.CacheImmutable {
 			contentType = "application/octet-stream"
 		}
 		h.Set("Content-Type", contentType)
+		sum := sha256.Sum256(b)
+		h.Set("ETag", `"`+hex.EncodeToString(sum[:12])+`"`)
 		http.ServeContent(c.Response(), c.Request(), "", time.Time{}, bytes.NewReader(b))
 		return nil
 	}
@@ -71,31 +78,41 @@ func (p *Proxy) ServeSumDB(s *SumDB) echo.HandlerFunc {
 
 func (p *Proxy) sumdb(ctx context.Context, s *SumDB, path string) ([]byte, error) {
 	key := "sumdb/" + s.Name + path
-	fixed := path != "/latest"
-	if fixed || p.o.Mode == Offline {
+	mayFetch := p.o.Mode != Offline && s.Get != nil && !goproxy.NoFetch(ctx)
+	if path != "/latest" || !mayFetch {
 		if b := p.disk.get(key); b != nil {
 			return b.ReadAll(goproxy.MaxInfoBytes)
 		}
 	}
-	if p.o.Mode == Offline || s.Get == nil {
-		return nil, goproxy.NotFound("%s: not kept, and nothing is fetched", key)
+	if !mayFetch {
+		e := goproxy.NotFound("%s: not kept, and nothing is fetched for this request", key)
+		e.NoStore = true
+		return nil, e
 	}
-	v, err, _ := p.flights.Do(key, func() (any, error) {
+	ch := p.flights.DoChan(key, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.o.FetchTimeout)
 		defer cancel()
 		b, err := s.Get(ctx, path)
 		if err == nil {
-			err = p.disk.put(key, bytes.NewReader(b), int64(len(b)), time.Time{})
+			err = p.cache(key, bytes.NewReader(b), int64(len(b)), time.Time{})
 		}
 		return b, err
 	})
-	if err != nil {
-		if b := p.disk.get(key); b != nil && p.o.Mode == Fallback {
-			return b.ReadAll(goproxy.MaxInfoBytes)
-		}
-		return nil, err
+	var b []byte
+	var err error
+	select {
+	case r := <-ch:
+		b, _ = r.Val.([]byte)
+		err = r.Err
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
-	return v.([]byte), nil
+	if err != nil && p.o.Mode == Fallback && mayFallBack(err) {
+		if kept := p.disk.get(key); kept != nil {
+			return kept.ReadAll(goproxy.MaxInfoBytes)
+		}
+	}
+	return b, err
 }
 
 func lookup(path string) (modPath, version string, err error) {

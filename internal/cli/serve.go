@@ -263,6 +263,7 @@ func (p *process) addCrawler() error {
 				if err != nil {
 					return err
 				}
+				ctx.Response().Header().Set("Cache-Control", goproxy.CacheNever)
 				return ctx.Blob(http.StatusOK, "application/octet-stream", b)
 			})
 			p.serveWebhook(e)
@@ -373,6 +374,7 @@ func (p *process) addProxy() error {
 	if err != nil {
 		return err
 	}
+	p.closers = append(p.closers, px.Close)
 	p.work = append(p.work, func(ctx context.Context) { px.Run(ctx, deletionsEvery) })
 	if p.sumdb == nil && cfg.NetworkMode == proxy.Offline {
 		p.setSumDB(nil)
@@ -384,6 +386,7 @@ func (p *process) addProxy() error {
 			for _, method := range []string{http.MethodGet, http.MethodHead} {
 				e.Add(method, "/", proxy.ServePage(Version()))
 				e.Add(method, "/sumdb/*", sumdb)
+				e.Add(method, "/cached-only/sumdb/*", sumdb)
 				if cfg.PublicFeeds {
 					e.Add(method, "/catalog", func(c echo.Context) error { return storage.ServeCatalog(c, p.store) })
 					e.Add(method, "/index", func(c echo.Context) error { return storage.ServeIndex(c, p.store) })

@@ -1,0 +1,359 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
+	"github.com/athensctl/athensctl/storage/storagetest"
+)
+
+// put keeps a version in storage.
+func (b *bed) put(path, version string) storagetest.Version {
+	b.t.Helper()
+	v := storagetest.New(path, version, "")
+	if err := b.store.Put(b.t.Context(), v.Version, v.Files()); err != nil {
+		b.t.Fatal(err)
+	}
+	return v
+}
+
+// get is a request over HTTP.
+func (b *bed) get(path string, header ...string) *httptest.ResponseRecorder {
+	e := echo.New()
+	e.HTTPErrorHandler = goproxy.ErrorHandler
+	sumdb := b.ServeSumDB(&SumDB{
+		Name: "sum.golang.org", Private: func(path string) bool { return path == "private.example" },
+		Get: func(_ context.Context, path string) ([]byte, error) {
+			b.up.mu.Lock()
+			defer b.up.mu.Unlock()
+			b.up.asked++
+			return []byte("answer to " + path), b.up.err
+		},
+	})
+	e.GET("/sumdb/*", sumdb)
+	e.GET("/cached-only/sumdb/*", sumdb)
+	e.Any("/*", goproxy.Handler(b.Proxy))
+	r := httptest.NewRequest("GET", path, nil)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	w := httptest.NewRecorder()
+	e.ServeHTTP(w, r)
+	return w
+}
+
+// A cache whose folder was removed, or whose disk takes nothing, is no reason to refuse
+// what storage has, and far less to say that there is no such thing.
+func TestBrokenCache(t *testing.T) {
+	for _, how := range []string{"removed", "unwritable"} {
+		t.Run(how, func(t *testing.T) {
+			b := newBed(t, Fallback)
+			v := b.put(modPath, "v1.0.0")
+			if err := os.RemoveAll(b.o.CacheDir); err != nil {
+				t.Fatal(err)
+			}
+			if how == "unwritable" {
+				if err := os.WriteFile(b.o.CacheDir, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			zip := b.get("/" + modPath + "/@v/v1.0.0.zip")
+			if zip.Code != 200 || !bytes.Equal(zip.Body.Bytes(), v.Zip) {
+				t.Errorf("zip: %d, %d bytes, Cache-Control %q", zip.Code, zip.Body.Len(), zip.Header().Get("Cache-Control"))
+			}
+			if w := b.get("/sumdb/sum.golang.org/lookup/example.com/m@v1.0.0"); w.Code != 200 || w.Body.String() != "answer to /lookup/example.com/m@v1.0.0" {
+				t.Errorf("lookup: %d %q", w.Code, w.Body)
+			}
+			if kept := b.disk.get(storage.Key{Path: modPath, Query: "v1.0.0", File: storage.FileZip}.String()); (kept != nil) != (how == "removed") {
+				t.Errorf("in the cache again: %v", kept != nil)
+			}
+		})
+	}
+}
+
+// Other files in the folder are nobody's to remove; half files are.
+func TestCacheFolder(t *testing.T) {
+	dir := t.TempDir()
+	others := []string{"ledger.db", "empty/x", strings.Repeat("z", 64), "lock", "looked"}
+	for _, name := range append(others, "tmp-123") {
+		name = filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte("precious"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := openDiskCache(dir, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range others {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "tmp-123")); err == nil {
+		t.Error("half a file stayed")
+	}
+	if _, err := openDiskCache(dir, 1<<20); err == nil || !strings.Contains(err.Error(), "used by another process") {
+		t.Errorf("a folder that is in use: %v", err)
+	}
+	if err := c.put("key", strings.NewReader("content"), 7, time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	c.close()
+	c, err = openDiskCache(dir, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	b := c.get("key")
+	if b == nil {
+		t.Fatal("what was kept is gone after a restart")
+	}
+	if got, err := b.ReadAll(100); err != nil || string(got) != "content" || !b.ModTime.Equal(time.Unix(1, 0)) {
+		t.Errorf("%q, %v, %v", got, b.ModTime, err)
+	}
+}
+
+// paced is a reader that waits in the middle.
+type paced struct {
+	r     io.Reader
+	begun chan struct{}
+	goOn  chan struct{}
+	once  sync.Once
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	p.once.Do(func() { close(p.begun); <-p.goOn })
+	return p.r.Read(b)
+}
+
+// The files that are being written count too: at no moment does the folder hold more than
+// the bound.
+func TestCacheBound(t *testing.T) {
+	dir := t.TempDir()
+	c, err := openDiskCache(dir, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	content := strings.Repeat("x", 400)
+	for i := range 2 {
+		if err := c.put(fmt.Sprint("old", i), strings.NewReader(content), 400, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slow := &paced{r: strings.NewReader(content), begun: make(chan struct{}), goOn: make(chan struct{})}
+	done := make(chan error)
+	go func() { done <- c.put("slow", slow, 400, time.Time{}) }()
+	<-slow.begun
+	if c.get("old0") != nil {
+		t.Error("no room was made before writing")
+	}
+	if err := c.put("second", strings.NewReader(content), 400, time.Time{}); err != nil {
+		t.Errorf("two at once that fit: %v", err)
+	}
+	var broken cacheError
+	if err := c.put("third", strings.NewReader(strings.Repeat("x", 601)), 601, time.Time{}); !errors.As(err, &broken) {
+		t.Errorf("one that does not fit beside what is being written: %v", err)
+	}
+	close(slow.goOn)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	var sum int64
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if st, err := f.Info(); err == nil {
+			sum += st.Size()
+		}
+	}
+	if sum > 1000 || c.files.bytes() > 1000 {
+		t.Errorf("%d bytes in the folder, %d counted", sum, c.files.bytes())
+	}
+	for size, reader := range map[int64]string{-1: "abc", 2000: "abc", 5: "abc"} {
+		if err := c.put("odd", strings.NewReader(reader), size, time.Time{}); err == nil || c.get("odd") != nil {
+			t.Errorf("size %d of %q was kept: %v", size, reader, err)
+		}
+	}
+	if c.files.reserved != 0 {
+		t.Errorf("%d bytes are still reserved", c.files.reserved)
+	}
+}
+
+// deletedMeanwhile is a store where a version is deleted while it is read.
+type deletedMeanwhile struct {
+	storage.Store
+	after func()
+}
+
+func (d deletedMeanwhile) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	b, err := d.Store.Zip(ctx, m)
+	d.after()
+	return b, err
+}
+
+func (d deletedMeanwhile) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	b, err := d.Store.Mod(ctx, m)
+	d.after()
+	return b, err
+}
+
+// What was read before a deletion was seen is not kept after it.
+func TestDeletedWhileRead(t *testing.T) {
+	b := newBed(t, Offline)
+	v := b.put(modPath, "v1.0.0")
+	b.Proxy.store = deletedMeanwhile{b.store, func() {
+		b.store.Delete(context.Background(), v.Version)
+		b.Forget(v.Version) // as Run does when it sees the tombstone
+	}}
+	if _, err := b.Mod(t.Context(), v.Version); err != nil {
+		t.Fatal(err)
+	}
+	b.put(modPath, "v1.0.0")
+	if _, err := b.Zip(t.Context(), v.Version); goproxy.Status(err) != 404 {
+		t.Errorf("a zip that is deleted before it is kept: %v", err)
+	}
+	b.Proxy.store = b.store
+	if _, err := b.Zip(t.Context(), v.Version); err == nil {
+		t.Error("the zip is still there after its deletion was seen")
+	}
+	if _, err := b.Mod(t.Context(), v.Version); err == nil {
+		t.Error("the .mod is still there after its deletion was seen")
+	}
+}
+
+// A deletion whose tombstone is seen before the bytes are gone, and a reader between the
+// two: the next looks catch it. And a proxy that was off for longer than tombstones are
+// kept trusts nothing that it has.
+func TestDeletionSeenEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Offline)
+		v := b.put(modPath, "v1.0.0")
+		store := &zipsGo{Store: b.store}
+		b.Proxy.store = store
+		ctx, stop := context.WithCancel(t.Context())
+		go b.Run(ctx, 20*time.Second)
+		if err := b.store.Delete(ctx, v.Version); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(21 * time.Second)
+		synctest.Wait()
+		b.put(modPath, "v1.0.0") // the bytes, as a reader finds them once more
+		if _, err := b.Zip(ctx, v.Version); err != nil {
+			t.Fatal(err)
+		}
+		store.gone.Store(true) // now they are gone
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		if _, err := b.Zip(ctx, v.Version); err == nil {
+			t.Error("what was read between tombstone and deletion is served from then on")
+		}
+		store.gone.Store(false)
+		if _, err := b.Zip(ctx, v.Version); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		synctest.Wait()
+		store.gone.Store(true)
+		again := func() *Proxy {
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+			p, err := New(store, b.store, nil, b.o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Proxy = p
+			return p
+		}
+		time.Sleep(time.Hour)
+		if _, err := again().Zip(t.Context(), v.Version); err != nil {
+			t.Errorf("after an hour off: %v", err)
+		}
+		time.Sleep(storage.TombstoneTTL)
+		if _, err := again().Zip(t.Context(), v.Version); err == nil {
+			t.Error("after a day off, what may be deleted is served")
+		}
+	})
+}
+
+// zipsGo is a store whose zips can go.
+type zipsGo struct {
+	storage.Store
+	gone atomic.Bool
+}
+
+func (s *zipsGo) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	if s.gone.Load() {
+		return nil, goproxy.NotFound("deleted")
+	}
+	return s.Store.Zip(ctx, m)
+}
+
+// The checksum database's answers: headers, and what a request may not fetch.
+func TestSumDB(t *testing.T) {
+	b := newBed(t, Fallback)
+	const lookup, tile = "/sumdb/sum.golang.org/lookup/example.com/m@v1.0.0", "/sumdb/sum.golang.org/tile/8/0/001"
+	for _, tc := range []struct {
+		path, header string
+		status       int
+		cache, body  string
+		asked        int
+	}{
+		{"/sumdb/sum.golang.org/supported", "", 200, goproxy.CacheBriefly, "", 0},
+		{"/cached-only/sumdb/sum.golang.org/supported", "", 200, goproxy.CacheBriefly, "", 0},
+		{"/sumdb/other.example/supported", "", 404, goproxy.CacheBriefly, "other.example", 0},
+		{"/sumdb/sum.golang.org/lookup/private.example@v1.0.0", "", 403, goproxy.CacheNever, "is private here", 0},
+		{"/sumdb/sum.golang.org/lookup/Bad@v1.0.0", "", 400, goproxy.CacheNever, "not a lookup", 0},
+		{"/sumdb/sum.golang.org/else", "", 404, goproxy.CacheBriefly, "not a path", 0},
+		{"/cached-only" + lookup, "", 404, goproxy.CacheNever, "nothing is fetched", 0},
+		{lookup, goproxy.HeaderNoFetch, 404, goproxy.CacheNever, "nothing is fetched", 0},
+		{lookup, "", 200, goproxy.CacheBriefly, "answer to /lookup/example.com/m@v1.0.0", 1},
+		{lookup, "", 200, goproxy.CacheBriefly, "answer to /lookup/example.com/m@v1.0.0", 0},
+		{"/cached-only" + lookup, "", 200, goproxy.CacheNever, "answer to /lookup/example.com/m@v1.0.0", 0},
+		{tile, "", 200, goproxy.CacheImmutable, "answer to /tile/8/0/001", 1},
+		{tile, "", 200, goproxy.CacheImmutable, "answer to /tile/8/0/001", 0},
+		{"/sumdb/sum.golang.org/latest", "", 200, goproxy.CacheBriefly, "answer to /latest", 1},
+		{"/sumdb/sum.golang.org/latest", "", 200, goproxy.CacheBriefly, "answer to /latest", 1},
+	} {
+		b.up.asked = 0
+		var header []string
+		if tc.header != "" {
+			header = []string{tc.header, "true"}
+		}
+		w := b.get(tc.path, header...)
+		if w.Code != tc.status || w.Header().Get("Cache-Control") != tc.cache || !strings.Contains(w.Body.String(), tc.body) || b.up.asked != tc.asked {
+			t.Errorf("%s %s: %d, Cache-Control %q, %q, asked %d; want %+v", tc.path, tc.header, w.Code, w.Header().Get("Cache-Control"), w.Body, b.up.asked, tc)
+		}
+		if etag := w.Header().Get("ETag"); w.Code == 200 && tc.body != "" {
+			if again := b.get(tc.path, append(header, "If-None-Match", etag)...); etag == "" || again.Code != 304 {
+				t.Errorf("%s: ETag %q, then %d", tc.path, etag, again.Code)
+			}
+		}
+	}
+	// What is kept is answered when the database is away.
+	b.up.set(goproxy.Busy(time.Second, "away"), 0)
+	if w := b.get("/sumdb/sum.golang.org/latest"); w.Code != 200 {
+		t.Errorf("latest, with the database away: %d %s", w.Code, w.Body)
+	}
+}
