@@ -11,6 +11,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 	"golang.org/x/mod/module"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/athensctl/athensctl/config"
 	"github.com/athensctl/athensctl/crawler"
@@ -64,13 +65,25 @@ func listRemember(cfg *config.Config) time.Duration {
 // pushTimeout is how long a git host waits for its webhook's answer; GitHub: 10 s.
 const pushTimeout = 9 * time.Second
 
+// webhooksAtOnce bounds the memory of webhooks' bodies.
+const webhooksAtOnce = 4
+
 // serveWebhook takes pushes: the proxy for the crawler, to which it hands them on.
 func (p *process) serveWebhook(e *echo.Echo) {
 	if p.webhook == nil || p.cfg.WebhookSecret == "" {
 		return
 	}
+	reading := semaphore.NewWeighted(webhooksAtOnce)
 	e.POST("/webhook", func(c echo.Context) error {
 		r := c.Request()
+		if !webhook.Signed(r.Header) {
+			return webhookError(webhook.ErrUnsigned)
+		}
+		// A body is held in memory before its signature is known to be right.
+		if !reading.TryAcquire(1) {
+			return goproxy.Busy(time.Second, "busy: %d webhooks are being read already", webhooksAtOnce)
+		}
+		defer reading.Release(1)
 		body, err := io.ReadAll(http.MaxBytesReader(c.Response().Writer, r.Body, webhook.MaxBytes))
 		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 			return goproxy.Errorf(http.StatusRequestEntityTooLarge, "webhook: more than %d bytes", tooLarge.Limit)

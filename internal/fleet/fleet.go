@@ -8,6 +8,8 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -68,76 +70,176 @@ func NewID(n int) string {
 
 // Transport is an http.RoundTripper to a role.
 type Transport struct {
-	bases []*url.URL
-	token string
-	next  atomic.Uint32
-	http  http.RoundTripper
+	replicas []*replica
+	token    string
+	next     atomic.Uint32
+	http     http.RoundTripper
+	now      func() time.Time
 }
 
+// replica is one process of the role. One that could not be reached is left alone for a
+// time, while others are there.
+type replica struct {
+	base *url.URL
+	down atomic.Int64 // until then, nanoseconds since 1970
+}
+
+const (
+	downFor = 5 * time.Second
+	// patience is how long one replica may take to answer what can be asked of another.
+	patience = 10 * time.Second
+	// answerTimeout bounds what has no deadline; a body that is sent does not count.
+	answerTimeout = 2 * time.Minute
+	// saveTimeout bounds the keeping of a zip that was sent whole: 500 MB in a database of few units.
+	saveTimeout = 15 * time.Minute
+)
+
 // New returns a transport to the replicas at bases. A request is for
-// bases[0]; it goes to each in turn, and on to another where one cannot be
-// reached. A user and password in a base are sent as Basic authentication.
+// bases[0]; it goes to each in turn. What changes nothing (GET, HEAD, and what has an
+// Idempotency-Key, as net/http takes it) goes on to another where one cannot be
+// reached, does not answer, or says 503; the rest where it has reached nobody. A user and password
+// in a base are sent as Basic authentication. A 401 is an error: the answer is not meant for
+// whoever asked this process.
 func New(bases []*url.URL, token string) *Transport {
-	return &Transport{bases: bases, token: token, http: &tracing.Transport{Fleet: true, Next: &http.Transport{
+	t := &Transport{token: token, now: time.Now, http: &tracing.Transport{Fleet: true, Next: &http.Transport{
 		DialContext:           (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		MaxIdleConnsPerHost:   256,
 		IdleConnTimeout:       90 * time.Second,
-		ResponseHeaderTimeout: 2 * time.Minute,
+		ResponseHeaderTimeout: saveTimeout,
 		DisableCompression:    true,
 	}}}
+	for _, b := range bases {
+		t.replicas = append(t.replicas, &replica{base: b})
+	}
+	return t
 }
 
 // Base is what the URLs of requests start with.
 func (t *Transport) Base() *url.URL {
-	u := *t.bases[0]
+	u := *t.replicas[0].base
 	u.User = nil
 	return &u
 }
 
+// order is the replicas in the order in which they are asked: each has its turn to be the
+// first, and those that are down come last.
+func (t *Transport) order() []*replica {
+	first := int(t.next.Add(1) % uint32(len(t.replicas)))
+	up, down := make([]*replica, 0, len(t.replicas)), []*replica(nil)
+	now := t.now().UnixNano()
+	for i := range t.replicas {
+		r := t.replicas[(first+i)%len(t.replicas)]
+		if r.down.Load() > now {
+			down = append(down, r)
+		} else {
+			up = append(up, r)
+		}
+	}
+	return append(up, down...)
+}
+
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	call := CallOf(req.Context())
-	first := int(t.next.Add(1))
-	var resp *http.Response
-	var err error
-	for i := range t.bases {
-		base := t.bases[(first+i)%len(t.bases)]
-		r := req.Clone(req.Context())
-		r.URL.Scheme, r.URL.Host, r.Host = base.Scheme, base.Host, ""
-		r.URL.Path = strings.TrimSuffix(base.Path, "/") + strings.TrimPrefix(req.URL.Path, strings.TrimSuffix(t.bases[0].Path, "/"))
-		if base.User != nil {
-			pw, _ := base.User.Password()
-			r.SetBasicAuth(base.User.Username(), pw)
-		} else if t.token != "" {
-			r.Header.Set("Authorization", "Bearer "+t.token)
-		}
-		if call.RequestID != "" {
-			r.Header.Set(HeaderRequestID, call.RequestID)
-		}
-		if call.Background {
-			r.Header.Set(HeaderPriority, background)
-		}
-		if deadline, ok := req.Context().Deadline(); ok {
-			r.Header.Set(HeaderTimeout, strconv.FormatInt(max(1, time.Until(deadline).Milliseconds()), 10))
-		}
+	ctx := req.Context()
+	_, keyed := req.Header["Idempotency-Key"]
+	repeatable := req.Method == http.MethodGet || req.Method == http.MethodHead || keyed
+	sendable := req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
+	replicas := t.order()
+	for i, to := range replicas {
+		last := i == len(replicas)-1
+		r := t.prepare(req, to.base)
+		var err error
 		if i > 0 && req.GetBody != nil {
 			if r.Body, err = req.GetBody(); err != nil {
 				return nil, err
 			}
 		}
-		resp, err = t.http.RoundTrip(r)
-		if err == nil || req.Context().Err() != nil || !mayTryNext(req, err) {
-			return resp, err
+		var wait time.Duration // for the answer to begin
+		if _, deadline := ctx.Deadline(); repeatable && !last {
+			wait = patience
+		} else if repeatable && !deadline {
+			wait = answerTimeout
+		}
+		resp, err := t.ask(r, wait)
+		switch {
+		case err == nil && resp.StatusCode == http.StatusUnauthorized:
+			defer resp.Body.Close()
+			said, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+			return nil, fmt.Errorf("%s: %s: %s", to.base.Host, resp.Status, strings.TrimSpace(string(said)))
+		case err == nil && (resp.StatusCode != http.StatusServiceUnavailable || last || !repeatable || !sendable):
+			return resp, nil
+		case err == nil:
+			resp.Body.Close()
+			continue
+		case ctx.Err() != nil:
+			return nil, err
+		}
+		var dial *net.OpError
+		unreached := errors.As(err, &dial) && dial.Op == "dial"
+		if unreached {
+			to.down.Store(t.now().Add(downFor).UnixNano())
+		}
+		if last || !sendable || !unreached && !repeatable {
+			return nil, err
 		}
 	}
-	return nil, err
+	return nil, errors.New("there is no replica") // New was given none
 }
 
-// mayTryNext: the request has not reached anybody, or may be sent twice.
-func mayTryNext(req *http.Request, err error) bool {
-	var dial *net.OpError
-	if errors.As(err, &dial) && dial.Op == "dial" {
-		return req.Body == nil || req.GetBody != nil
+// prepare is the request as one replica gets it.
+func (t *Transport) prepare(req *http.Request, base *url.URL) *http.Request {
+	call := CallOf(req.Context())
+	r := req.Clone(req.Context())
+	r.URL.Scheme, r.URL.Host, r.Host = base.Scheme, base.Host, ""
+	r.URL.Path = strings.TrimSuffix(base.Path, "/") + strings.TrimPrefix(req.URL.Path, strings.TrimSuffix(t.replicas[0].base.Path, "/"))
+	if base.User != nil {
+		pw, _ := base.User.Password()
+		r.SetBasicAuth(base.User.Username(), pw)
+	} else if t.token != "" {
+		r.Header.Set("Authorization", "Bearer "+t.token)
 	}
-	return req.Method == http.MethodGet
+	if call.RequestID != "" {
+		r.Header.Set(HeaderRequestID, call.RequestID)
+	}
+	if call.Background {
+		r.Header.Set(HeaderPriority, background)
+	}
+	if deadline, ok := req.Context().Deadline(); ok {
+		r.Header.Set(HeaderTimeout, strconv.FormatInt(max(1, time.Until(deadline).Milliseconds()), 10))
+	}
+	return r
+}
+
+// errNoAnswer is why a replica was given up.
+var errNoAnswer = errors.New("no answer in time")
+
+// ask sends a request; the answer has to begin within wait, when that is not 0.
+func (t *Transport) ask(r *http.Request, wait time.Duration) (*http.Response, error) {
+	if wait == 0 {
+		return t.http.RoundTrip(r)
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	timer := time.AfterFunc(wait, func() { cancel(errNoAnswer) })
+	resp, err := t.http.RoundTrip(r.WithContext(ctx))
+	timer.Stop()
+	if err != nil {
+		if errors.Is(context.Cause(ctx), errNoAnswer) {
+			err = fmt.Errorf("%s: %w: %v", r.URL.Host, errNoAnswer, wait)
+		}
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = &body{resp.Body, cancel}
+	return resp, nil
+}
+
+// body ends its request when it is closed.
+type body struct {
+	io.ReadCloser
+	cancel context.CancelCauseFunc
+}
+
+func (b *body) Close() error {
+	defer b.cancel(nil)
+	return b.ReadCloser.Close()
 }

@@ -2,7 +2,9 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -11,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/athensctl/athensctl/internal/tracing"
@@ -18,16 +21,16 @@ import (
 
 const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
-// replica counts its requests and keeps the last one's headers.
-type replica struct {
+// role is a server that counts its requests and keeps the last one's headers.
+type role struct {
 	*httptest.Server
 	n    atomic.Int64
 	last atomic.Pointer[http.Request]
 	body atomic.Pointer[string]
 }
 
-func newReplica(t *testing.T) *replica {
-	r := &replica{}
+func newReplica(t *testing.T) *role {
+	r := &role{}
 	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		b, _ := io.ReadAll(req.Body)
 		s := string(b)
@@ -145,15 +148,22 @@ func TestReplicas(t *testing.T) {
 	if *a.body.Load() != "body" || *b.body.Load() != "body" {
 		t.Errorf("bodies %q and %q", *a.body.Load(), *b.body.Load())
 	}
-	// One that cannot is not sent again: two of the three bases are there.
-	failed := 0
-	for range 3 {
-		if do(t, context.Background(), tr, "POST", "/x", io.MultiReader(strings.NewReader("body"))) != nil {
-			failed++
+	// One that cannot is not sent again: two of the three bases are there. The third, which
+	// was away a moment ago, is left alone.
+	posts := func() (failed int) {
+		for range 3 {
+			if do(t, context.Background(), tr, "POST", "/x", io.MultiReader(strings.NewReader("body"))) != nil {
+				failed++
+			}
 		}
+		return failed
 	}
-	if failed != 1 {
-		t.Errorf("%d of 3 POSTs failed, want the one to the base that is away", failed)
+	if failed := posts(); failed != 0 {
+		t.Errorf("%d of 3 POSTs were sent to a base that was away", failed)
+	}
+	tr.now = func() time.Time { return time.Now().Add(downFor) }
+	if failed := posts(); failed != 1 {
+		t.Errorf("%d of 3 POSTs failed, want the one to the base that is still away", failed)
 	}
 	if do(t, context.Background(), New(parse(t, dead(t), dead(t)), ""), "GET", "/", nil) == nil {
 		t.Error("nobody is there, and no error")
@@ -192,3 +202,108 @@ func TestCutAnswer(t *testing.T) {
 		t.Error("a cancelled request was sent")
 	}
 }
+
+// What changes nothing is asked of another replica when one is busy or hangs. A refused
+// token is nobody else's error.
+func TestOtherReplica(t *testing.T) {
+	status := func(code int) *httptest.Server {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "said", code)
+		}))
+		t.Cleanup(srv.Close)
+		return srv
+	}
+	good := newReplica(t)
+	ask := func(tr *Transport, method string, header http.Header) (int, error) {
+		req, err := http.NewRequest(method, tr.Base().String()+"/x", strings.NewReader("q"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = header
+		resp, err := tr.RoundTrip(req)
+		if err != nil {
+			return 0, err
+		}
+		resp.Body.Close()
+		return resp.StatusCode, nil
+	}
+	keyed := http.Header{"Idempotency-Key": nil}
+	for _, tc := range []struct {
+		name   string
+		bad    int
+		method string
+		header http.Header
+		want   map[int]int
+	}{
+		{"GET, busy", 503, "GET", http.Header{}, map[int]int{200: 4}},
+		{"POST, busy", 503, "POST", http.Header{}, map[int]int{200: 2, 503: 2}},
+		{"POST that changes nothing, busy", 503, "POST", keyed, map[int]int{200: 4}},
+		{"GET, upstream failed", 502, "GET", http.Header{}, map[int]int{200: 2, 502: 2}},
+		{"GET, not found", 404, "GET", http.Header{}, map[int]int{200: 2, 404: 2}},
+	} {
+		tr := New(parse(t, status(tc.bad).URL, good.URL), "")
+		got := map[int]int{}
+		for range 4 {
+			code, err := ask(tr, tc.method, tc.header)
+			if err != nil {
+				t.Errorf("%s: %v", tc.name, err)
+			}
+			got[code]++
+		}
+		if !maps.Equal(got, tc.want) {
+			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
+		}
+	}
+	if sent := good.last.Load().Header; len(sent["Idempotency-Key"]) != 0 {
+		t.Errorf("the empty key was sent: %v", sent)
+	}
+	busy := New(parse(t, status(503).URL, status(503).URL), "")
+	if code, err := ask(busy, "GET", http.Header{}); code != 503 || err != nil {
+		t.Errorf("all are busy: %d, %v", code, err)
+	}
+	wrong := New(parse(t, status(401).URL, good.URL), "")
+	wrong.next.Store(1)
+	if _, err := ask(wrong, "GET", http.Header{}); err == nil || !strings.Contains(err.Error(), "401 Unauthorized: said") {
+		t.Errorf("a refused token: %v", err)
+	}
+}
+
+// A replica that takes connections and answers nothing is given up for another.
+func TestHangingReplica(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hangs := make(chan string, 10)
+		tr := New(parse(t, "http://hangs", "http://good/"), "")
+		tr.http = roundTripper(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Host == "hangs" {
+				hangs <- r.Method
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader("good"))}, nil
+		})
+		for range 2 {
+			start := time.Now()
+			if err := do(t, t.Context(), tr, "GET", "/x", nil); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(start); took != 0 && took != patience {
+				t.Errorf("it took %v", took)
+			}
+		}
+		alone := New(parse(t, "http://hangs"), "")
+		alone.http = tr.http
+		start := time.Now()
+		if err := do(t, t.Context(), alone, "GET", "/x", nil); !errors.Is(err, errNoAnswer) || time.Since(start) != answerTimeout {
+			t.Errorf("the only replica: %v after %v", err, time.Since(start))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := do(t, ctx, alone, "GET", "/x", nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("with a deadline: %v", err)
+		}
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

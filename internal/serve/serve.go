@@ -12,8 +12,10 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -178,13 +180,18 @@ func (s *Servers) Run(ctx context.Context) error {
 	}
 	end, cancel := context.WithTimeout(context.Background(), s.o.DrainTimeout)
 	defer cancel()
-	for _, srv := range s.list {
-		if e := srv.http.Shutdown(end); e != nil {
-			srv.http.Close()
-			err = errors.Join(err, fmt.Errorf("%s role: requests were cut: %w", srv.role, e))
-		}
+	errs := make([]error, len(s.list))
+	var wg sync.WaitGroup
+	for i, srv := range s.list {
+		wg.Go(func() {
+			if e := srv.http.Shutdown(end); e != nil {
+				srv.http.Close()
+				errs[i] = fmt.Errorf("%s role: requests were cut: %w", srv.role, e)
+			}
+		})
 	}
-	return err
+	wg.Wait()
+	return errors.Join(append(errs, err)...)
 }
 
 // unlogged paths are asked all the time by machines.
@@ -250,7 +257,22 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 			s.pace(c)
 			n := inflight.Add(1)
 			err := errCut
-			defer func() { ended(ctx, c, start, call, span, err) }()
+			defer func() {
+				// A panic ends the request, and not unseen; net/http does the rest.
+				what := recover()
+				if what != nil && what != http.ErrAbortHandler {
+					s.o.Log.Error("panic", "role", r.Name, "path", req.URL.Path, "id", call.RequestID, "panic", what, "stack", string(debug.Stack()))
+					err = goproxy.Errorf(http.StatusInternalServerError, "internal error; its id is %s", call.RequestID)
+					if !res.Committed {
+						goproxy.ErrorHandler(err, c)
+						what = nil
+					}
+				}
+				ended(ctx, c, start, call, span, err)
+				if what != nil {
+					panic(http.ErrAbortHandler)
+				}
+			}()
 			switch {
 			case n > int64(s.o.MaxRequests) && !health:
 				s.refused.WithLabelValues("requests").Inc()

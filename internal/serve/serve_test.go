@@ -406,3 +406,45 @@ func TestUntracedCostsNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// A panic is answered, logged with where it was, and takes no place of those in flight; one
+// that cuts an answer is seen in the log as well.
+func TestPanic(t *testing.T) {
+	s := run(t, Role{Routes: func(e *echo.Echo) {
+		e.GET("/bug", func(echo.Context) error { panic("a bug of ours") })
+		e.GET("/late", func(c echo.Context) error { c.String(200, "half"); panic("a late bug") })
+		e.GET("/cut", func(c echo.Context) error { c.String(200, "half"); panic(http.ErrAbortHandler) })
+		e.GET("/fine", func(c echo.Context) error { return c.String(200, "fine") })
+	}}, Options{MaxRequests: 1})
+	for range 3 {
+		if status, body, _ := get(t, s.url+"/bug"); status != 500 || !strings.Contains(body, "internal error; its id is ") || strings.Contains(body, "bug of ours") {
+			t.Errorf("a panic: %d %q", status, body)
+		}
+		for _, path := range []string{"/late", "/cut"} {
+			resp, err := http.Get(s.url + path)
+			if err == nil {
+				_, err = io.ReadAll(resp.Body)
+				resp.Body.Close()
+			}
+			if err == nil {
+				t.Errorf("%s: half an answer looks whole", path)
+			}
+		}
+	}
+	if status, body, _ := get(t, s.url+"/fine"); status != 200 || body != "fine" {
+		t.Errorf("after the panics: %d %q", status, body)
+	}
+	if err := s.stop(); err != nil {
+		t.Error(err)
+	}
+	log := s.log.String()
+	// A client asks once more where a connection ends that was good before.
+	if n := strings.Count(log, "level=ERROR msg=panic"); n < 6 || !strings.Contains(log, "a bug of ours") || !strings.Contains(log, "serve_test.go") {
+		t.Errorf("%d panics in the log: %s", n, log)
+	}
+	for _, path := range []string{"/bug", "/late", "/cut"} {
+		if n := strings.Count(log, "msg=request role=proxy method=GET path="+path+" "); n < 3 {
+			t.Errorf("%d lines of %s", n, path)
+		}
+	}
+}

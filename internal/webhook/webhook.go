@@ -138,6 +138,14 @@ func repoOf(raw string) (string, error) {
 	return strings.TrimSuffix(strings.TrimSuffix(u.String(), "/"), ".git"), nil
 }
 
+// Signed reports whether a request has a signature or a token, right or wrong: one without
+// need not be read.
+func Signed(h http.Header) bool { return first(h, "X-Gitlab-Token") != "" || signature(h) != "" }
+
+func signature(h http.Header) string {
+	return first(h, "X-Hub-Signature-256", "X-Gitea-Signature", "X-Forgejo-Signature", "X-Hub-Signature")
+}
+
 // check compares one signature, or GitLab's token: the first that is there.
 func check(h http.Header, body []byte, secret string) error {
 	if secret == "" {
@@ -149,7 +157,7 @@ func check(h http.Header, body []byte, secret string) error {
 		}
 		return nil
 	}
-	said := first(h, "X-Hub-Signature-256", "X-Gitea-Signature", "X-Forgejo-Signature", "X-Hub-Signature")
+	said := signature(h)
 	if said == "" {
 		return ErrUnsigned
 	}
