@@ -36,7 +36,7 @@ const (
 	complainEvery = time.Minute
 )
 
-// limits bound one span; those that are not here count nothing that grows.
+// limits bound what one span holds; the zero depth is the SDK's own.
 var limits = sdktrace.SpanLimits{
 	AttributeValueLengthLimit: 1024, AttributeCountLimit: 64, EventCountLimit: 16, LinkCountLimit: 16,
 	AttributePerEventCountLimit: 16, AttributePerLinkCountLimit: 16,
