@@ -81,6 +81,7 @@ lint: $(STATICCHECK) $(GOVULNCHECK) ## gofmt, go vet, staticcheck, go mod tidy -
 	@test/step.sh "go vet" go vet ./...
 	@test/step.sh "staticcheck" $(STATICCHECK) ./...
 	@test/step.sh "govulncheck" test/govulncheck.sh $(GOVULNCHECK)
+	@test/step.sh "Dockerfile, by BuildKit" go -C test/dockerfile test -count=1 .
 
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	@test/fuzz.sh $(FUZZTIME)
