@@ -36,7 +36,7 @@ LABEL org.opencontainers.image.title="athensctl" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION"
-ENV ATHENSCTL_DATA_DIR=/var/lib/athensctl
+ENV ATHENSCTL_DATA_DIR=/var/lib/athensctl ATHENSCTL_LISTEN=:3000
 USER 65532:65532
 EXPOSE 3000
 ENTRYPOINT ["/athensctl"]
