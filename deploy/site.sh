@@ -39,7 +39,11 @@ upgrade() { # RELEASE NAMESPACE DIGEST HELM-FLAGS...
 	fi
 	helm upgrade "$release" "$chart" --install --namespace "$namespace" --rollback-on-failure --wait --timeout 10m \
 		"$@" --set-string "image.digest=$digest"
-	helm test "$release" --namespace "$namespace" --timeout 5m --logs
+	if ! helm test "$release" --namespace "$namespace" --timeout 5m --logs; then
+		echo "helm test failed: back to the revision before" >&2
+		helm rollback "$release" --namespace "$namespace" --wait --timeout 10m
+		exit 1
+	fi
 }
 
 case $verb in

@@ -33,6 +33,8 @@ var programs = map[string]string{
 	args=() ; shift
 	while [ $# -gt 0 ]; do case $1 in --install|--rollback-on-failure|--wait) ;; --timeout) shift ;; *) args+=("$1") ;; esac; shift; done
 	"$REAL_HELM" template "${args[@]}" >"$RENDERED"
+elif [ "$1" = test ]; then
+	[ -z "${BROKEN:-}" ]
 fi`,
 	"terraform": `case "$*" in
 	*" output -json") cat "$OUTPUTS" ;;
@@ -160,6 +162,16 @@ func TestUnsigned(t *testing.T) {
 	if calls := r.calls(t); regexp.MustCompile(`(?m)^(docker|kubectl|helm|az) `).MatchString(calls) {
 		t.Errorf("it went on:\n%s", calls)
 	}
+}
+
+// What does not serve a module is taken back.
+func TestBroken(t *testing.T) {
+	r := newRun(t, "BROKEN=yes")
+	out, err := r.script("site.sh", "release", r.root, "ghcr.io/athensctl/athensctl@"+digest)
+	if err == nil || !strings.Contains(out, "helm test failed") {
+		t.Errorf("%v, %q", err, out)
+	}
+	inOrder(t, r.calls(t), `^helm upgrade athensctl `, `^helm test athensctl `, `^helm rollback athensctl --namespace modules --wait`)
 }
 
 func TestPreview(t *testing.T) {
