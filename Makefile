@@ -15,7 +15,10 @@ CACHE       ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/athensctl-tools
 BIN          = $(CACHE)/$(GOVERSION)
 GOVERSION   := $(shell go env GOVERSION 2>/dev/null || echo no-go)
 STATICCHECK  = $(BIN)/staticcheck-v0.8.2/staticcheck
-GOVULNCHECK  = $(BIN)/govulncheck-v1.9.0/govulncheck
+export GOVULNCHECK = $(BIN)/govulncheck-v1.9.0/govulncheck
+ACTIONLINT   = $(BIN)/actionlint-v1.7.12/actionlint
+GORELEASER   = $(BIN)/goreleaser-v2.16.0/goreleaser
+export KIND        = $(BIN)/kind-v0.33.0/kind
 KUBEVERSION  = v1.35.4
 export HELM        = $(BIN)/helm-v4.3.1/helm
 export KUBECONFORM = $(BIN)/kubeconform-v0.8.0/kubeconform
@@ -45,10 +48,20 @@ test-cluster: cluster-tools ## install the chart on a real one-node Kubernetes a
 cluster-tools: azure $(HELM) $(KUBE_BIN)/kube ## install what test-cluster needs: Debian packages, and a build of Kubernetes
 	@test/step.sh "Debian packages of the cluster" test/packages.sh cluster
 
+test-kind: $(HELM) $(KIND) ## install the chart on kind; needs docker and the internet
+	@test/step.sh "chart on kind" test/kind.sh
+
 image: ## build the image of the Dockerfile, with docker or buildah
 	@test/image.sh "athensctl:$(VERSION)" "$(VERSION)"
 
-tools: packages azure $(STATICCHECK) $(GOVULNCHECK) $(HELM) $(KUBECONFORM) $(KUBE_SCHEMAS) ## install what the tests and lint need
+image-report: packages $(GOVULNCHECK) ## build it for both platforms; what is in it, its size and start time; needs root
+	@test/packages.sh cluster
+	@test/step.sh "image" test/image/report.sh $(CURDIR)/bin/image
+
+snapshot: $(GORELEASER) ## build in dist/ what a tag would release, but for SBOMs and signatures
+	@test/step.sh "goreleaser" test/snapshot.sh $(GORELEASER)
+
+tools: packages azure $(STATICCHECK) $(GOVULNCHECK) $(ACTIONLINT) $(HELM) $(KUBECONFORM) $(KUBE_SCHEMAS) ## install what the tests and lint need
 
 azure:
 	@test/step.sh "npm ci: stand-ins for Azure" test/azure/install.sh $(CACHE)
@@ -61,6 +74,15 @@ $(STATICCHECK):
 
 $(GOVULNCHECK):
 	@GOBIN=$(@D) test/step.sh "install govulncheck" go install golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+$(ACTIONLINT):
+	@GOBIN=$(@D) test/step.sh "install actionlint" go install github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+
+$(GORELEASER):
+	@GOBIN=$(@D) test/step.sh "install goreleaser" go install -ldflags "-s -w" github.com/goreleaser/goreleaser/v2@v2.16.0
+
+$(KIND):
+	@GOBIN=$(@D) test/step.sh "install kind" go install sigs.k8s.io/kind@v0.33.0
 
 $(HELM):
 	@GOBIN=$(@D) test/step.sh "install helm" go install helm.sh/helm/v4/cmd/helm@v4.3.1
@@ -75,12 +97,15 @@ $(KUBECONFORM):
 $(KUBE_SCHEMAS):
 	@test/step.sh "schemas of Kubernetes $(KUBEVERSION)" test/cluster/schemas.sh $(KUBEVERSION) $@
 
-lint: $(STATICCHECK) $(GOVULNCHECK) ## gofmt, go vet, staticcheck, go mod tidy -diff, govulncheck
+lint: packages $(STATICCHECK) $(GOVULNCHECK) $(ACTIONLINT) ## gofmt, go vet, staticcheck, go mod tidy -diff, govulncheck, shellcheck, actionlint, Dockerfile
 	@test/step.sh "gofmt" test/gofmt.sh
 	@test/step.sh "go mod tidy -diff" go mod tidy -diff
 	@test/step.sh "go vet" go vet ./...
 	@test/step.sh "staticcheck" $(STATICCHECK) ./...
 	@test/step.sh "govulncheck" test/govulncheck.sh $(GOVULNCHECK)
+	@test/step.sh "shellcheck" test/shellcheck.sh
+	@test/step.sh "actionlint" $(ACTIONLINT) -color
+	@test/step.sh "Dockerfile, by BuildKit" go -C test/dockerfile test -count=1 .
 
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	@test/fuzz.sh $(FUZZTIME)
@@ -92,6 +117,6 @@ generate: ## write again what is generated (docs/configuration.md)
 	go generate ./...
 
 clean: ## remove what build made
-	rm -rf bin
+	rm -rf bin dist
 
-.PHONY: help build test test-azure test-cluster cluster-tools image tools packages azure lint fuzz bench generate clean
+.PHONY: help build test test-azure test-cluster cluster-tools test-kind image image-report snapshot tools packages azure lint fuzz bench generate clean

@@ -5,7 +5,7 @@ here=$(dirname "$0")
 found=0
 dirs=$(go list -f '{{.Dir}}' ./...)
 for dir in $dirs; do
-	for target in $(find "$dir" -maxdepth 1 -name '*_test.go' -exec sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' {} +); do
+	for target in $(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$dir"/*_test.go 2>/dev/null); do
 		found=$((found + 1))
 		"$here/step.sh" "${dir#"$PWD"/} $target" go test -run '^$' -fuzz "^$target\$" -fuzztime "$1" "$dir"
 	done

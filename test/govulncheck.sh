@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# govulncheck.sh PROGRAM: fails on a finding, and on every error but one: that
-# the vulnerability database cannot be connected to, which is said.
+# govulncheck.sh PROGRAM [ARGUMENT...]: looks at the module (./...), or at what the
+# arguments say. Fails on a finding, and on every error but one: that the vulnerability
+# database cannot be connected to, which is said.
 set -uo pipefail
-out=$("$1" ./... 2>&1)
+program=$1
+shift
+[ $# -gt 0 ] || set -- ./...
+out=$("$program" "$@" 2>&1)
 status=$?
 # Go's HTTP client words a failed connection `Get "URL": why`; an answer with an
 # error status is worded otherwise, and is a failure here.

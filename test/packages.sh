@@ -35,6 +35,8 @@ else
 	need gcc gcc libc6-dev # go test -race links with it
 	need strace strace
 	need python3 python3
+	need shellcheck shellcheck
+	need jq jq
 fi
 [ ${#missing[@]} -gt 0 ] || { echo "nothing is missing"; exit 0; }
 

@@ -6,7 +6,8 @@ name=$1
 shift
 echo "== $name"
 SECONDS=0
-# The loop ends with this shell, and its sleep holds no output open.
+# The loop ends with this shell, and its sleep holds nothing open.
+# shellcheck disable=SC2217
 (while sleep 60 </dev/null >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
 	echo "   $name: ${SECONDS} s so far"
 done) &

@@ -108,6 +108,7 @@ var homes = []struct {
 	{dep: "go.opentelemetry.io/otel/exporters/...", in: []string{"internal/tracing"},
 		why: "traces leave the process in one place"},
 	{dep: "os/exec", in: []string{"bench/...", "internal/test...", "internal/e2e"},
+	{dep: "os/exec", in: []string{"bench/...", "internal/test...", "internal/e2e", "test/image"},
 		why: "no role starts a process"},
 }
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# image.sh OUT: builds the image of the Dockerfile with buildah, without a registry or
-# an engine, as the archive OUT/app.oci.tar (localhost/athensctl:dev), and the pause
-# image of the test cluster as OUT/pause.oci.tar. The Dockerfile's base image is stood
-# in for by busybox and this machine's Go. Needs root.
+# image.sh OUT [ARCH...]: builds the image of the Dockerfile with buildah, without a
+# registry or an engine, as the archive OUT/app.oci.tar (localhost/athensctl:dev), and for
+# other machines as OUT/app-ARCH.oci.tar; and the pause image of the test cluster as
+# OUT/pause.oci.tar. The Dockerfile's base image is stood in for by busybox and this
+# machine's Go. VERSION is the version it gets. Needs root.
 set -euo pipefail
 out=$(realpath -m "$1")
+shift
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 mkdir -p "$out"
 work=$(mktemp -d)
@@ -17,20 +19,32 @@ c=$("${build[@]}" from scratch)
 mnt=$("${build[@]}" mount "$c")
 mkdir -p "$mnt"/{bin,tmp,etc/ssl/certs,usr/local,root,go/pkg/mod,usr/bin}
 cp "$(command -v busybox)" "$mnt/bin/busybox"
-for a in sh cp mkdir echo chmod chown; do ln -s busybox "$mnt/bin/$a"; done
+for a in sh cp mkdir echo chmod chown find touch; do ln -s busybox "$mnt/bin/$a"; done
 cp -a "$(go env GOROOT)" "$mnt/usr/local/go"
 cp /etc/ssl/certs/ca-certificates.crt "$mnt/etc/ssl/certs/"
 cp /etc/resolv.conf "$mnt/etc/" 2>/dev/null || true
 "${build[@]}" unmount "$c"
 "${build[@]}" config --env PATH=/usr/local/go/bin:/bin --env HOME=/root --env GOPATH=/go --env GOPROXY=off --env GOFLAGS=-mod=mod --env GONOSUMDB=* --env GOSUMDB=off --env GOTOOLCHAIN=local "$c"
-"${build[@]}" commit -q "$c" "$base"
 
 go mod download
-"${build[@]}" bud --pull-never --network host -v "$(go env GOMODCACHE):/go/pkg/mod:ro" \
-	--build-arg VERSION="$(git describe --tags --always 2>/dev/null || echo devel)" --build-arg REVISION="$(git rev-parse HEAD)" -t localhost/athensctl:dev .
-rm -f "$out/app.oci.tar" "$out/pause.oci.tar"
-"${build[@]}" push -q localhost/athensctl:dev "oci-archive:$out/app.oci.tar:localhost/athensctl:dev"
+epoch=$(git log -1 --format=%ct)
+image() { # FILE TAG ARCH
+	# This buildah wants the base for the platform that is asked for, whatever --platform
+	# its FROM has: what runs is this machine's Go all the same, and compiles for ARCH.
+	"${build[@]}" config --arch "$3" "$c"
+	"${build[@]}" commit -q "$c" "$base"
+	"${build[@]}" bud --pull-never --network host -v "$(go env GOMODCACHE):/go/pkg/mod:ro" --platform "linux/$3" --timestamp "$epoch" \
+		--build-arg VERSION="${VERSION:-$(git describe --tags --always 2>/dev/null || echo devel)}" \
+		--build-arg REVISION="$(git rev-parse HEAD)" --build-arg SOURCE_DATE_EPOCH="$epoch" -t "$2" .
+	rm -f "$1"
+	"${build[@]}" push -q "$2" "oci-archive:$1:$2"
+}
+image "$out/app.oci.tar" localhost/athensctl:dev "$(go env GOHOSTARCH)"
+for arch; do
+	image "$out/app-$arch.oci.tar" "localhost/athensctl:dev-$arch" "$arch"
+done
 
+rm -f "$out/pause.oci.tar"
 CGO_ENABLED=0 go build -o "$work/pause" ./test/cluster/pause
 p=$("${build[@]}" from scratch)
 "${build[@]}" copy -q "$p" "$work/pause" /pause

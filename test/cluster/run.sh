@@ -10,6 +10,7 @@ images=$(mktemp -d)
 trap 'rm -rf "$images" "$CLUSTER_DIR"' EXIT
 ./image.sh "$images"
 go mod download
+go run ../image --starts 5 "$images/app.oci.tar"
 go test -c -tags cluster -o "$images/cluster.test" .
 export PAUSE_TAR=$images/pause.oci.tar IMAGES=$images/app.oci.tar GOFLAGS=-mod=mod
 ./cluster.sh "$images/cluster.test" -test.v -test.timeout 25m
