@@ -107,7 +107,6 @@ var homes = []struct {
 		why: "how spans are kept and sent is decided in one place; others know the interface"},
 	{dep: "go.opentelemetry.io/otel/exporters/...", in: []string{"internal/tracing"},
 		why: "traces leave the process in one place"},
-	{dep: "os/exec", in: []string{"bench/...", "internal/test...", "internal/e2e"},
 	{dep: "os/exec", in: []string{"bench/...", "internal/test...", "internal/e2e", "test/image"},
 		why: "no role starts a process"},
 }
