@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/mod/modfile"
@@ -246,7 +247,35 @@ func warmAll(ctx context.Context, src goproxy.Source, all seeds, parallel int, b
 	return r
 }
 
-func warmOne(ctx context.Context, src goproxy.Source, m module.Version, want seed) (int64, error) {
+// warmAttempts is how often a server is asked that says to come again.
+const warmAttempts = 10
+
+// warmOne brings one version in. A server that is busy, or still fetching, is asked again.
+func warmOne(ctx context.Context, src goproxy.Source, m module.Version, want seed) (n int64, err error) {
+	for try := range warmAttempts {
+		if n, err = warmOnce(ctx, src, m, want); err == nil {
+			return n, nil
+		}
+		pause := time.Second << min(try, 4)
+		switch goproxy.Status(err) {
+		case http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		default:
+			return n, err
+		}
+		var e *goproxy.Error
+		if errors.As(err, &e) && e.RetryAfter > 0 {
+			pause = min(e.RetryAfter, time.Minute)
+		}
+		select {
+		case <-ctx.Done():
+			return n, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+	return n, err
+}
+
+func warmOnce(ctx context.Context, src goproxy.Source, m module.Version, want seed) (int64, error) {
 	if want.zip || !goproxy.IsCanonical(m.Path, m.Version) {
 		info, err := src.Resolve(ctx, m.Path, m.Version)
 		if err != nil {
