@@ -1,6 +1,7 @@
 package vcs
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -191,10 +192,7 @@ func (s *Source) fetchTree(ctx context.Context, repo *remote.Repo, commit, key s
 	if !full {
 		w.Filter = "blob:none"
 	}
-	if rs, err := s.refsOf(ctx, repo, refsFor); err == nil && rs.objects[commit] != "" {
-		w.Hashes[0] = rs.objects[commit] // advertised, as the commit itself may not be
-	}
-	o, err := s.git.Fetch(ctx, repo.URL, w)
+	o, err := s.fetch(ctx, repo, w)
 	if err != nil {
 		return err
 	}
@@ -281,14 +279,30 @@ func (s *Source) history(ctx context.Context, repo *remote.Repo, of ...string) (
 		return nil, err
 	}
 	defer s.heavy.Release(1)
-	if rs, err := s.refsOf(ctx, repo, refsFor); err == nil {
-		for i, h := range of {
-			if obj := rs.objects[h]; obj != "" {
-				of[i] = obj
-			}
-		}
+	return s.fetch(ctx, repo, git.Want{Hashes: of, Filter: "tree:0"})
+}
+
+// fetch fetches commits. Where the server gives only what its refs name, as git does
+// over SSH when it is not told of version 2, all that is behind them is fetched: the go
+// command's last resort.
+func (s *Source) fetch(ctx context.Context, repo *remote.Repo, w git.Want) (*git.Objects, error) {
+	rs, err := s.refsOf(ctx, repo, refsFor)
+	if err != nil {
+		return nil, err
 	}
-	return s.git.Fetch(ctx, repo.URL, git.Want{Hashes: of, Filter: "tree:0"})
+	advertised := func(commits []string) (list []string) {
+		for _, h := range commits {
+			list = append(list, cmp.Or(rs.objects[h], h))
+		}
+		return list
+	}
+	w.Hashes = advertised(w.Hashes)
+	o, err := s.git.Fetch(ctx, repo.URL, w)
+	if errors.Is(err, git.ErrNotSent) {
+		w.Hashes, w.Depth = advertised(slices.Compact(slices.Sorted(maps.Values(rs.all)))), 0
+		o, err = s.git.Fetch(ctx, repo.URL, w)
+	}
+	return o, err
 }
 
 // revision is a commit that a query names.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/athensctl/athensctl/goproxy"
 )
 
 // kind is what a packet is.
@@ -33,7 +35,11 @@ type reader struct {
 func (r *reader) next() (kind, []byte, error) {
 	head := r.buf[:4]
 	if _, err := io.ReadFull(r.r, head); err != nil {
-		if err == io.EOF {
+		var e *goproxy.Error
+		switch {
+		case errors.As(err, &e): // the transport knows why
+			return 0, nil, err
+		case err == io.EOF:
 			err = io.ErrUnexpectedEOF
 		}
 		return 0, nil, fmt.Errorf("the answer is cut: %w", err)

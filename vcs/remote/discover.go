@@ -80,8 +80,11 @@ func (r *Remote) repo(modulePath string, g goImport) (*Repo, error) {
 		return nil, goproxy.Errorf(http.StatusNotImplemented,
 			"%s is kept in %.20s at %.200s; only git is supported: name an upstream proxy that has it (setting upstream)", modulePath, g.VCS, redact(g.URL))
 	}
-	u, err := url.Parse(r.Rewrite(g.URL))
-	if err != nil || u.Host == "" || strings.HasPrefix(u.Path, "-") {
+	u, err := parseRepo(r.rewrite(g.URL, g.VCS == "mod"))
+	if err == nil && u.Scheme == "ssh" {
+		_, err = uploadPack(u.Path)
+	}
+	if err != nil || u.Host == "" || strings.HasPrefix(u.Path, "-") || g.VCS == "mod" && u.Scheme == "ssh" {
 		return nil, goproxy.Errorf(http.StatusBadGateway, "%s: %.200q is not the URL of a repository", modulePath, redact(g.URL))
 	}
 	return &Repo{Root: g.Prefix, VCS: g.VCS, URL: u, PublicURL: g.URL, SubDir: g.SubDir}, nil
@@ -125,7 +128,7 @@ func (r *Remote) ask(ctx context.Context, pagePath, modulePath string) (*goImpor
 	}
 	var errs []error
 	for _, scheme := range schemes {
-		at := r.Rewrite(scheme + "://" + pagePath)
+		at := r.rewrite(scheme+"://"+pagePath, true)
 		g, err := r.page(ctx, at+"?go-get=1", modulePath)
 		if err == nil {
 			return g, at, nil
