@@ -152,7 +152,7 @@ func oracleCase(t *testing.T, file string) {
 		t.Fatal("nothing is asked")
 	}
 	page := newPages(t, pages)
-	compare := func(t *testing.T, base, gitSSH string, sources ...*Source) {
+	compare := func(t *testing.T, base, gitSSH string, sources ...*Source) (served int) {
 		dir := testDir(t)
 		config := fmt.Sprintf("[url %q]\n\tinsteadOf = https://git.test.example/\n\tinsteadOf = ssh://git@git.test.example/\n", base)
 		for name, content := range map[string]string{"gitconfig": config, "work/go.mod": "module x.example/work\n"} {
@@ -171,20 +171,19 @@ func oracleCase(t *testing.T, file string) {
 		// What a query found is what the module cache then has for the version: versions
 		// are asked for with a cache of their own.
 		isVersion := func(q string) bool { _, v, _ := strings.Cut(q, "@"); return module.CanonicalVersion(v) == v }
-		compareQueries(t, cmd, sources, slices.DeleteFunc(slices.Clone(asked), isVersion), refused)
+		served = compareQueries(t, cmd, sources, slices.DeleteFunc(slices.Clone(asked), isVersion), refused)
 		cmd.cache = "versions"
-		compareQueries(t, cmd, sources, slices.DeleteFunc(slices.Clone(asked), func(q string) bool { return !isVersion(q) }), refused)
+		return served + compareQueries(t, cmd, sources, slices.DeleteFunc(slices.Clone(asked), func(q string) bool { return !isVersion(q) }), refused)
 	}
 	t.Run("http", func(t *testing.T) {
 		base := testgit.New(t, root).URL + "/"
 		compare(t, base, "false", newSource(t, page, base, nil))
 	})
 	t.Run("ssh", func(t *testing.T) {
-		host, old := testgit.NewSSH(t, root), testgit.NewSSH(t, root)
-		old.Version0 = true
+		host, old := testgit.NewSSH(t, root), testgit.NewSSH(t, root, func(s *testgit.SSH) { s.Version0 = true })
 		base := "ssh://git@" + host.Addr + "/"
-		compare(t, base, host.GitSSH(), newSource(t, page, base, host), newSource(t, page, "ssh://git@"+old.Addr+"/", old))
-		if len(host.Commands()) == 0 && !strings.Contains(section["pages"], "mod.example.com/h ") {
+		served := compare(t, base, host.GitSSH(), newSource(t, page, base, host), newSource(t, page, "ssh://git@"+old.Addr+"/", old))
+		if served > 0 && (len(host.Commands()) == 0 || len(old.Commands()) == 0) {
 			t.Error("nothing was asked over SSH")
 		}
 	})
@@ -225,10 +224,10 @@ func newSource(t *testing.T, page, base string, host *testgit.SSH) *Source {
 	return s
 }
 
-func compareQueries(t *testing.T, cmd *goCommand, sources []*Source, asked []string, refused map[string]string) {
+func compareQueries(t *testing.T, cmd *goCommand, sources []*Source, asked []string, refused map[string]string) (served int) {
 	t.Helper()
 	if len(asked) == 0 {
-		return
+		return 0
 	}
 	out, _ := cmd.run(append([]string{"mod", "download", "-json"}, asked...)...)
 	d := json.NewDecoder(bytes.NewReader(out))
@@ -246,6 +245,7 @@ func compareQueries(t *testing.T, cmd *goCommand, sources []*Source, asked []str
 			if _, q, _ := strings.Cut(query, "@"); q != dl.Version {
 				want.Origin = dl.Origin // of the query; the file is for the version alone
 			}
+			served++
 		}
 		for i, s := range sources {
 			compareAnswer(t, i, s, query, refused[query], dl, want)
@@ -254,6 +254,7 @@ func compareQueries(t *testing.T, cmd *goCommand, sources []*Source, asked []str
 	if seen != len(asked) {
 		t.Errorf("go mod download answered %d of %d: %s", seen, len(asked), out)
 	}
+	return served
 }
 
 // download is what go mod download -json prints of a module.

@@ -19,13 +19,12 @@ import (
 )
 
 // SSH is a host of repositories over SSH, with git's own upload-pack. A repository of
-// the folder root is at ssh://git@Addr/name and at git@Addr:name. Fields other than
-// Addr, HostKey and the files are to be set before the first connection.
+// the folder root is at ssh://git@Addr/name, and at git@Addr:name.
 type SSH struct {
-	Addr    string
-	HostKey ssh.Signer
-	Key     string // file of the private key that it knows
-	Known   string // known_hosts file that has it
+	Addr     string
+	HostKeys []ssh.Signer // one, of ed25519
+	Key      string       // file of the private key that it knows
+	Known    string       // known_hosts file that has it
 
 	// Version0: it refuses GIT_PROTOCOL, as servers do that nobody has told of it, and
 	// gives only what its refs name.
@@ -39,9 +38,9 @@ type SSH struct {
 	open map[net.Conn]bool
 }
 
-// NewSSH starts a server, which ends with the test. Without git the test is skipped, or
-// fails where ATHENSCTL_TEST_REQUIRE is set.
-func NewSSH(t testing.TB, root string) *SSH {
+// NewSSH starts a server, as options make it, which ends with the test. Without git the
+// test is skipped, or fails where ATHENSCTL_TEST_REQUIRE is set.
+func NewSSH(t testing.TB, root string, options ...func(*SSH)) *SSH {
 	t.Helper()
 	Needs(t, "git")
 	Needs(t, "git")
@@ -50,11 +49,14 @@ func NewSSH(t testing.TB, root string) *SSH {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	s := &SSH{Addr: listener.Addr().String(), HostKey: NewKey(t), Key: filepath.Join(dir, "key"), Known: filepath.Join(dir, "known_hosts"), root: root, open: map[net.Conn]bool{}}
+	s := &SSH{Addr: listener.Addr().String(), HostKeys: []ssh.Signer{NewKey(t)}, Key: filepath.Join(dir, "key"), Known: filepath.Join(dir, "known_hosts"), root: root, open: map[net.Conn]bool{}}
 	client := NewKeyFile(t, s.Key, "")
-	line := knownhosts.Line([]string{s.Addr}, s.HostKey.PublicKey()) + "\n"
+	line := knownhosts.Line([]string{s.Addr}, s.HostKeys[0].PublicKey()) + "\n"
 	if err := os.WriteFile(s.Known, []byte(line), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	for _, set := range options {
+		set(s)
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -152,7 +154,9 @@ func (s *SSH) serve(conn net.Conn, client ssh.PublicKey) {
 		}
 		return nil, nil
 	}}
-	config.AddHostKey(s.HostKey)
+	for _, key := range s.HostKeys {
+		config.AddHostKey(key)
+	}
 	c, channels, requests, err := ssh.NewServerConn(conn, config)
 	if err != nil {
 		return

@@ -84,7 +84,7 @@ func (r *Remote) repo(modulePath string, g goImport) (*Repo, error) {
 	if err == nil && u.Scheme == "ssh" {
 		_, err = uploadPack(u.Path)
 	}
-	if err != nil || u.Host == "" || strings.HasPrefix(u.Path, "-") || g.VCS == "mod" && u.Scheme == "ssh" {
+	if !strings.Contains(g.URL, "://") || err != nil || u.Host == "" || strings.HasPrefix(u.Path, "-") || g.VCS == "mod" && u.Scheme == "ssh" {
 		return nil, goproxy.Errorf(http.StatusBadGateway, "%s: %.200q is not the URL of a repository", modulePath, redact(g.URL))
 	}
 	return &Repo{Root: g.Prefix, VCS: g.VCS, URL: u, PublicURL: g.URL, SubDir: g.SubDir}, nil

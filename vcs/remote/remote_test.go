@@ -111,7 +111,7 @@ func TestGuard(t *testing.T) {
 func TestOptions(t *testing.T) {
 	for want, o := range map[string]Options{
 		"vcs-instead-of: \"nothing\"":        {InsteadOf: []string{"nothing"}},
-		"vcs-instead-of":                     {InsteadOf: []string{"https://a/=ssh://b/"}},
+		"vcs-instead-of":                     {InsteadOf: []string{"https://a/=git://b/"}},
 		"https://…@b/":                       {InsteadOf: []string{"https://a/=ftp://u:s3cret@b/"}},
 		"vcs-allow-host: \"[\"":              {AllowHosts: []string{"["}},
 		"vcs-token: entry 2: it is not HOST": {Tokens: []string{"a=b", "s3cret"}},

@@ -37,6 +37,8 @@ type sshTransport struct {
 	lines []string // of the file
 	check ssh.HostKeyCallback
 
+	timeout time.Duration // handshakeTimeout
+
 	mu    sync.Mutex
 	gates map[string]*gate // by address
 }
@@ -57,7 +59,7 @@ const (
 
 // newSSH reads the keys and the known hosts.
 func newSSH(r *Remote, o Options) (*sshTransport, error) {
-	s := &sshTransport{r: r, file: o.KnownHosts, gates: map[string]*gate{}}
+	s := &sshTransport{r: r, file: o.KnownHosts, timeout: handshakeTimeout, gates: map[string]*gate{}}
 	for _, entry := range o.SSHKeys {
 		k := sshKey{}
 		file := entry
@@ -254,13 +256,13 @@ func (s *sshTransport) run(req *http.Request, closeIn func()) (io.ReadCloser, er
 // start logs in and starts the command.
 func (s *sshTransport) start(req *http.Request, conn net.Conn, signers []ssh.Signer, command string, b *sshBody) error {
 	at, user := address(req.URL), req.URL.User.Username()
-	conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	conn.SetDeadline(time.Now().Add(s.timeout))
 	c, channels, requests, err := ssh.NewClientConn(conn, at, &ssh.ClientConfig{
 		User: user, Auth: []ssh.AuthMethod{ssh.PublicKeys(signers...)}, HostKeyCallback: s.checkHost, HostKeyAlgorithms: s.algorithms(at),
 		ClientVersion: "SSH-2.0-athensctl",
 	})
 	if err != nil {
-		return handshakeError(err, user, signers)
+		return s.handshakeError(err, user, signers)
 	}
 	session, err := ssh.NewClient(c, channels, requests).NewSession()
 	if err != nil {
@@ -283,7 +285,7 @@ func (s *sshTransport) start(req *http.Request, conn net.Conn, signers []ssh.Sig
 	return conn.SetDeadline(time.Time{})
 }
 
-func handshakeError(err error, user string, signers []ssh.Signer) error {
+func (s *sshTransport) handshakeError(err error, user string, signers []ssh.Signer) error {
 	var e *goproxy.Error
 	if errors.As(err, &e) { // the host's key
 		return e
@@ -292,11 +294,11 @@ func handshakeError(err error, user string, signers []ssh.Signer) error {
 	var timeout net.Error
 	switch {
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return goproxy.Errorf(http.StatusBadGateway, "ssh: no login within %v", handshakeTimeout)
+		return goproxy.Errorf(http.StatusBadGateway, "ssh: no login within %v", s.timeout)
 	case strings.Contains(text, "unable to authenticate"), strings.Contains(strings.ToLower(text), "authentication fail"):
 		var prints []string
-		for _, s := range signers {
-			prints = append(prints, ssh.FingerprintSHA256(s.PublicKey()))
+		for _, k := range signers {
+			prints = append(prints, ssh.FingerprintSHA256(k.PublicKey()))
 		}
 		return goproxy.Errorf(http.StatusForbidden, "ssh: the host knows none of the keys that it was offered for the user %s (setting vcs-ssh-key): %s",
 			user, strings.Join(prints, ", "))
@@ -307,10 +309,11 @@ func handshakeError(err error, user string, signers []ssh.Signer) error {
 // checkHost refuses a host that does not show a key that is known for it.
 func (s *sshTransport) checkHost(at string, remote net.Addr, key ssh.PublicKey) error {
 	err := s.check(at, remote, key)
+	known, authority := s.known(at)
 	if cert, ok := key.(*ssh.Certificate); ok && err != nil {
 		// As OpenSSH: its key may be known without the certificate.
 		key = cert.Key
-		if plain := s.check(at, remote, key); plain == nil || !isUnknown(plain) {
+		if plain := s.check(at, remote, key); plain == nil || !authority || !isUnknown(plain) {
 			err = plain
 		}
 	}
@@ -332,7 +335,6 @@ func (s *sshTransport) checkHost(at string, remote net.Addr, key ssh.PublicKey) 
 	if !isUnknown(err) { // of a certificate
 		return refuse("with a certificate that is not good: %s", clean(err.Error()))
 	}
-	known, _ := s.known(at)
 	if len(known) == 0 {
 		return refuse("and is not among the known hosts (setting vcs-known-hosts: %s)", file)
 	}
@@ -383,17 +385,18 @@ func (s *sshTransport) algorithms(at string) []string {
 		if slices.ContainsFunc(keys, func(k knownhosts.KnownKey) bool { return k.Key.Type() == format }) {
 			return 0
 		}
-		if isCertificate(algorithm) {
+		switch certificate := strings.Contains(algorithm, "-cert-v0"); {
+		case certificate && authority:
 			return 1
+		case certificate:
+			return 3
 		}
 		return 2
 	}
-	list := slices.DeleteFunc(ssh.SupportedAlgorithms().HostKeys, func(a string) bool { return isCertificate(a) && !authority })
+	list := ssh.SupportedAlgorithms().HostKeys
 	slices.SortStableFunc(list, func(a, b string) int { return rank(a) - rank(b) })
 	return list
 }
-
-func isCertificate(algorithm string) bool { return strings.Contains(algorithm, "-cert-v0") }
 
 // gate is how many log in at one host.
 type gate struct {
