@@ -215,7 +215,7 @@ func (p *process) addCrawler() error {
 	if err != nil {
 		return err
 	}
-	remote, err := gitRemote(cfg, bounds)
+	remote, err := gitRemote(cfg, bounds.Wrap)
 	if err != nil {
 		return err
 	}
@@ -292,15 +292,33 @@ func origins(cfg *config.Config, client *http.Client, hosts goproxy.Source) (lis
 	return list
 }
 
-// gitRemote reaches git hosts.
-func gitRemote(cfg *config.Config, bounds *crawler.Hosts) (*remote.Remote, error) {
+// gitRemote reaches git hosts; wrap bounds what is asked of them.
+func gitRemote(cfg *config.Config, wrap func(http.RoundTripper) http.RoundTripper) (*remote.Remote, error) {
 	netrc, err := readNetrc(cfg.VCSNetrc)
 	if err != nil {
 		return nil, err
 	}
 	return remote.New(remote.Options{
-		InsteadOf: cfg.VCSInsteadOf, AllowHosts: cfg.VCSAllowHost, Insecure: cfg.VCSInsecure, Tokens: cfg.VCSTokens, Netrc: netrc, Wrap: bounds.Wrap,
+		InsteadOf: cfg.VCSInsteadOf, AllowHosts: cfg.VCSAllowHost, Insecure: cfg.VCSInsecure, Tokens: cfg.VCSTokens, Netrc: netrc, Wrap: wrap,
+		SSHKeys: cfg.VCSSSHKey, SSHPassphrase: cfg.VCSPassphrase, KnownHosts: knownHosts(cfg),
 	})
+}
+
+// knownHosts is the file that is named, or the user's where none is and there is one,
+// and where SSH is used.
+func knownHosts(cfg *config.Config) string {
+	if cfg.VCSKnownHosts != "" || len(cfg.VCSSSHKey) == 0 {
+		return cfg.VCSKnownHosts
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ""
+	}
+	name := filepath.Join(home, ".ssh", "known_hosts")
+	if _, err := os.Stat(name); err != nil {
+		return ""
+	}
+	return name
 }
 
 // readNetrc reads the file that is named, or the user's where none is and there is

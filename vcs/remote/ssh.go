@@ -134,6 +134,17 @@ func parseRepo(raw string) (*url.URL, error) {
 	return u, nil
 }
 
+// Logins are the URLs of InsteadOf that are reached over SSH, one for each account.
+func (r *Remote) Logins() (list []*url.URL) {
+	for _, rule := range r.insteadOf {
+		u := rule.url
+		if u.Scheme == "ssh" && !slices.ContainsFunc(list, func(v *url.URL) bool { return v.Host == u.Host && v.User.Username() == u.User.Username() }) {
+			list = append(list, u)
+		}
+	}
+	return list
+}
+
 // webPath is a repository's path as its host's web pages have it: of git@host:path it
 // is /path.
 func webPath(u *url.URL) string {

@@ -1,7 +1,7 @@
 {{/* Combinations that can't work, each with a sentence that says why. */}}
 {{- define "athensctl.validate" -}}
 {{- $v := .Values }}
-{{- range list "role" "listen" "storage-listen" "crawler-listen" "data-dir" "cache-dir" "store" "storage-url" "crawler-url" "internal-token" "network-mode" "drain-delay" "drain-timeout" "require-header" "cosmos-endpoint" "cosmos-key" "cosmos-connection-string" "cosmos-database" "cosmos-regions" "blob-endpoint" "blob-container" "blob-connection-string" "vcs-tokens" "vcs-netrc" }}
+{{- range list "role" "listen" "storage-listen" "crawler-listen" "data-dir" "cache-dir" "store" "storage-url" "crawler-url" "internal-token" "network-mode" "drain-delay" "drain-timeout" "require-header" "cosmos-endpoint" "cosmos-key" "cosmos-connection-string" "cosmos-database" "cosmos-regions" "blob-endpoint" "blob-container" "blob-connection-string" "vcs-tokens" "vcs-netrc" "vcs-ssh-key" "vcs-ssh-passphrase" "vcs-known-hosts" }}
 {{- if hasKey $v.settings . }}{{ fail (printf "settings: %s is set by the chart, from a value of its own" .) }}{{ end }}
 {{- end }}
 {{- range list "upstream" "private" "sumdb" }}
@@ -37,6 +37,7 @@
 {{- if and (eq $v.networkMode "offline") $v.crawler.keda.enabled }}{{ fail "networkMode is offline: there is no crawler for crawler.keda to scale" }}{{ end }}
 {{- if and (eq $v.networkMode "offline") $v.upstream }}{{ fail "networkMode is offline: nobody would ask upstream" }}{{ end }}
 {{- if and (eq $v.networkMode "offline") $v.vcs.existingSecret }}{{ fail "networkMode is offline: nobody would ask the git hosts of vcs.existingSecret" }}{{ end }}
+{{- if and (eq $v.networkMode "offline") $v.vcs.sshSecret }}{{ fail "networkMode is offline: nobody would ask the git hosts of vcs.sshSecret" }}{{ end }}
 {{- range $role := list "proxy" "storage" "crawler" }}
 {{- $r := index $v $role }}
 {{- $replicas := int $r.replicas }}
