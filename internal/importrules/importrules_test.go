@@ -103,6 +103,8 @@ var homes = []struct {
 		why: "Azure is the business of its two backends"},
 	{dep: "github.com/go-git/...", in: []string{"vcs", "vcs/git"},
 		why: "git is spoken in one place"},
+	{dep: "golang.org/x/crypto/ssh/...", in: []string{"vcs/remote", "internal/test..."},
+		why: "who may be reached over SSH, and with which key, is decided in one place"},
 	{dep: "os/exec", in: []string{"bench/...", "internal/test...", "internal/e2e"},
 		why: "no role starts a process"},
 }
@@ -319,7 +321,7 @@ func sound() graph {
 		"storage/storagetest":   "goproxy storage",
 		"vcs":                   "goproxy vcs/git vcs/remote github.com/go-git/go-git/v5",
 		"vcs/git":               "goproxy github.com/go-git/go-git/v5",
-		"vcs/remote":            "goproxy",
+		"vcs/remote":            "goproxy golang.org/x/crypto/ssh",
 	} {
 		g.add(path, strings.Fields(imports)...)
 	}
@@ -373,6 +375,7 @@ func TestViolationsAreFound(t *testing.T) {
 		{"vcs", "storage", "a git host is a Source"},
 		{"vcs/git", "vcs/remote", "git's protocol knows nothing"},
 		{"vcs/remote", "vcs/git", "who may be reached"},
+		{"vcs/git", "golang.org/x/crypto/ssh", "who may be reached over SSH"},
 		{"config", "goproxy", "settings are plain values"},
 		{"internal/cli", "internal/testupstream", "what only tests need"},
 		{"internal/cli", "storage/storagetest", "what only tests need"},
