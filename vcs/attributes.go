@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -24,6 +25,9 @@ type attributes struct {
 
 const maxAttributesBytes = 1 << 20
 
+// macro is a line that defines one.
+var macro = regexp.MustCompile(`(?m)^[ \t]*\[attr\].*$`)
+
 func readAttributes(o *git.Objects, tree string) (*attributes, error) {
 	var all []gitattributes.MatchAttribute
 	err := o.Walk(tree, func(name string, e git.Entry) error {
@@ -37,6 +41,7 @@ func readAttributes(o *git.Objects, tree string) (*attributes, error) {
 		var domain []string
 		if dir := path.Dir(name); dir != "." {
 			domain = strings.Split(dir, "/")
+			b = macro.ReplaceAll(b, nil) // git ignores those that are not at the root
 		}
 		read, err := gitattributes.ReadAttributes(bytes.NewReader(b), domain, len(domain) == 0)
 		if err != nil {

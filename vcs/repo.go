@@ -199,6 +199,9 @@ func (s *Source) fetchTree(ctx context.Context, repo *remote.Repo, commit, key s
 	c, err := o.Commit(commit)
 	if err != nil {
 		o.Close()
+		if errors.Is(err, git.ErrNotCommit) {
+			return goproxy.NotFound("%s: %w", git.Name(repo.URL), err)
+		}
 		return goproxy.Errorf(http.StatusBadGateway, "%s: %w", git.Name(repo.URL), err)
 	}
 	t := &tree{key: key, full: full, objects: o, commit: c, until: time.Now().Add(treesFor)}
@@ -311,7 +314,7 @@ type revision struct {
 	version string // the tag, when the query was one; else the hash
 	time    time.Time
 	tags    []string // all that name the commit, sorted
-	ref     string   // what the query named; "" for a hash
+	ref     string   // what the query named; for a hash the first of the refs at it, "" before them
 }
 
 func (r *revision) short() string { return r.hash[:12] }
@@ -348,7 +351,7 @@ func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
 	case rs.all["refs/heads/"+rev] != "":
 		r.ref, r.hash = "refs/heads/"+rev, rs.all["refs/heads/"+rev]
 	case rev == "HEAD" && rs.all["HEAD"] != "":
-		r.ref, r.hash = "HEAD", rs.all["HEAD"]
+		r.hash = rs.all["HEAD"] // as a query, the go command does not name it in Origin
 	case len(rev) >= minHash && len(rev) <= 40 && strings.Trim(rev, "0123456789abcdef") == "":
 		if err := m.statHash(ctx, rs, r, rev); err != nil {
 			return nil, err
@@ -375,7 +378,8 @@ func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
 }
 
 func (m *mod) statHash(ctx context.Context, rs *refs, r *revision, rev string) error {
-	for _, hash := range rs.all {
+	ref := ""
+	for name, hash := range rs.all {
 		if !strings.HasPrefix(hash, rev) {
 			continue
 		}
@@ -383,8 +387,14 @@ func (m *mod) statHash(ctx context.Context, rs *refs, r *revision, rev string) e
 			return m.notFound(rev, "ambiguous: several commits begin with it")
 		}
 		r.hash = hash
+		if ref == "" || name < ref {
+			ref = name
+		}
 	}
 	if r.hash != "" {
+		if ref != "HEAD" { // which the go command does not name
+			r.ref = ref
+		}
 		return nil
 	}
 	// Not the end of a branch or tag. It must be before one: hosts hand out commits

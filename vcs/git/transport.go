@@ -156,6 +156,9 @@ func (s *service) readAdvertisement(r *reader) error {
 				}
 				s.caps[name] = value
 			}
+			if f := s.caps["object-format"]; f != "" && f != "sha1" {
+				return nil // its hashes are none here
+			}
 		}
 		hash, name, ok := strings.Cut(text, " ")
 		switch {
