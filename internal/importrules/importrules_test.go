@@ -101,7 +101,7 @@ var homes = []struct {
 		why: "a database belongs to its backend"},
 	{dep: "github.com/Azure/...", in: []string{"storage/cosmos", "storage/blob"},
 		why: "Azure is the business of its two backends"},
-	{dep: "github.com/go-git/...", in: []string{"vcs", "vcs/git"},
+	{dep: "github.com/go-git/...", in: []string{"vcs/git"},
 		why: "git is spoken in one place"},
 	{dep: "golang.org/x/crypto/ssh/...", in: []string{"vcs/remote", "internal/test..."},
 		why: "who may be reached over SSH, and with which key, is decided in one place"},
@@ -319,7 +319,7 @@ func sound() graph {
 		"storage/kv":            "goproxy storage",
 		"storage/memory":        "goproxy storage storage/kv",
 		"storage/storagetest":   "goproxy storage",
-		"vcs":                   "goproxy vcs/git vcs/remote github.com/go-git/go-git/v5",
+		"vcs":                   "goproxy vcs/git vcs/remote",
 		"vcs/git":               "goproxy github.com/go-git/go-git/v5",
 		"vcs/remote":            "goproxy golang.org/x/crypto/ssh",
 	} {
@@ -430,7 +430,7 @@ func TestUnfitRulesAreFound(t *testing.T) {
 		{"a backend was renamed", func(g graph) { delete(g, ours+"/storage/disk") }, "there is no storage/disk"},
 		{"a test package was renamed", func(g graph) { delete(g, ours+"/internal/testupstream") }, "there is no internal/test..."},
 		{"viper was dropped", func(g graph) { g[ours+"/config"] = pkg{} }, "there is no config that imports github.com/spf13/viper"},
-		{"go-git was dropped", func(g graph) { g[ours+"/vcs"], g[ours+"/vcs/git"] = pkg{}, pkg{} }, "there is no vcs or vcs/git that imports github.com/go-git/..."},
+		{"go-git was dropped", func(g graph) { g[ours+"/vcs/git"] = pkg{} }, "there is no vcs/git that imports github.com/go-git/..."},
 	} {
 		g := sound()
 		tt.edit(g)

@@ -324,7 +324,7 @@ func (s *sshTransport) checkHost(at string, remote net.Addr, key ssh.PublicKey) 
 	if cert, ok := key.(*ssh.Certificate); ok && err != nil {
 		// As OpenSSH: its key may be known without the certificate.
 		key = cert.Key
-		if plain := s.check(at, remote, key); plain == nil || !authority || !isUnknown(plain) {
+		if plain := s.check(at, remote, key); !authority || !isUnknown(plain) {
 			err = plain
 		}
 	}

@@ -518,6 +518,19 @@ func TestSSHEnds(t *testing.T) {
 		t.Error("what nobody reads was taken")
 	}
 
+	// What bounds the login does not bound the answer.
+	slow := answering(t, func(_ string, _ io.Reader, out, _ io.Writer) uint32 {
+		time.Sleep(600 * time.Millisecond)
+		io.WriteString(out, "late")
+		return 0
+	})
+	so, su := sshTo(slow)
+	r = newRemote(t, so)
+	r.ssh.timeout = 500 * time.Millisecond
+	if got, err := post(t.Context(), r, su); got != "late" {
+		t.Errorf("an answer that takes longer than a login may: %q, %v", got, err)
+	}
+
 	silent, addr := newSilent(t)
 	o.InsteadOf = []string{"https://a/=ssh://git@" + addr + "/"}
 	r = newRemote(t, o)
