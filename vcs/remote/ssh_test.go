@@ -631,3 +631,29 @@ func TestNotSSH(t *testing.T) {
 		l.Close()
 	}
 }
+
+// Whatever the URL of a repository is, what a host is told is one word of a shell, and
+// no option.
+func FuzzParseRepo(f *testing.F) {
+	f.Add("git@host:it's")
+	f.Add("ssh://a:b@[::1]:22/~/x!%27%0a")
+	f.Fuzz(func(t *testing.T, raw string) {
+		u, err := parseRepo(raw)
+		if err != nil || u.Scheme != "ssh" {
+			return
+		}
+		if _, has := u.User.Password(); has || u.User.Username() == "" && strings.Contains(raw, "://") {
+			t.Errorf("%q: user %v", raw, u.User)
+		}
+		command, err := uploadPack(u.Path)
+		if err != nil {
+			return
+		}
+		word, ok := strings.CutPrefix(command, "git-upload-pack '")
+		word, ok2 := strings.CutSuffix(word, "'")
+		word = strings.NewReplacer(`'\''`, "", `'\!'`, "").Replace(word)
+		if !ok || !ok2 || strings.ContainsAny(word, "'!\n\x00") || strings.HasPrefix(word, "-") {
+			t.Errorf("%q: %q", raw, command)
+		}
+	})
+}
