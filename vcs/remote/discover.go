@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"path"
 	"regexp"
 	"strings"
 	"sync"
@@ -33,17 +34,20 @@ type Repo struct {
 // with an element that ends in a version control system's name is one as well.
 // Source: cmd/go/internal/vcs, vcsPaths.
 var hosted = []struct {
-	host string
-	re   *regexp.Regexp
-	vcs  string
+	host  string
+	re    *regexp.Regexp
+	vcs   string
+	plain bool // a name with the ending of a version control system is refused
 }{
-	{"github.com/", regexp.MustCompile(`^(github\.com/[\w.\-]+/[\w.\-]+)(/[\w.\-]+)*$`), "git"},
-	{"bitbucket.org/", regexp.MustCompile(`^(bitbucket\.org/[\w.\-]+/[\w.\-]+)(/[\w.\-]+)*$`), "git"},
-	{"hub.jazz.net/git/", regexp.MustCompile(`^(hub\.jazz\.net/git/[a-z0-9]+/[\w.\-]+)(/[\w.\-]+)*$`), "git"},
-	{"git.apache.org/", regexp.MustCompile(`^(git\.apache\.org/[a-z0-9_.\-]+\.git)(/[\w.\-]+)*$`), "git"},
-	{"git.openstack.org/", regexp.MustCompile(`^(git\.openstack\.org/[\w.\-]+/[\w.\-]+)(\.git)?(/[\w.\-]+)*$`), "git"},
-	{"chiselapp.com/", regexp.MustCompile(`^(chiselapp\.com/user/[A-Za-z0-9]+/repository/[\w.\-]+)$`), "fossil"},
+	{"github.com/", regexp.MustCompile(`^(github\.com/[\w.\-]+/[\w.\-]+)(/[\w.\-]+)*$`), "git", true},
+	{"bitbucket.org/", regexp.MustCompile(`^(bitbucket\.org/[\w.\-]+/[\w.\-]+)(/[\w.\-]+)*$`), "git", true},
+	{"hub.jazz.net/git/", regexp.MustCompile(`^(hub\.jazz\.net/git/[a-z0-9]+/[\w.\-]+)(/[\w.\-]+)*$`), "git", true},
+	{"git.apache.org/", regexp.MustCompile(`^(git\.apache\.org/[a-z0-9_.\-]+\.git)(/[\w.\-]+)*$`), "git", false},
+	{"git.openstack.org/", regexp.MustCompile(`^(git\.openstack\.org/[\w.\-]+/[\w.\-]+)(\.git)?(/[\w.\-]+)*$`), "git", false},
+	{"chiselapp.com/", regexp.MustCompile(`^(chiselapp\.com/user/[A-Za-z0-9]+/repository/[\w.\-]+)$`), "fossil", false},
 }
+
+var suffixed = regexp.MustCompile(`\.(bzr|fossil|git|hg|svn)$`)
 
 var anyHost = regexp.MustCompile(`^((([a-z0-9.\-]+\.)+[a-z0-9.\-]+(:[0-9]+)?(/~?[\w.\-]+)+?)\.(bzr|fossil|git|hg|svn))(/~?[\w.\-]+)*$`)
 
@@ -60,6 +64,9 @@ func (r *Remote) Discover(ctx context.Context, modulePath string) (*Repo, error)
 		m := h.re.FindStringSubmatch(modulePath)
 		if m == nil {
 			return nil, goproxy.NotFound("%s: %s has no repositories with such a path", modulePath, strings.TrimSuffix(h.host, "/"))
+		}
+		if h.plain && suffixed.MatchString(m[1]) {
+			return nil, goproxy.NotFound("%s: a path of %s has no %s in it", modulePath, strings.TrimSuffix(h.host, "/"), path.Ext(m[1]))
 		}
 		return r.repo(modulePath, goImport{m[1], h.vcs, "https://" + m[1], ""})
 	}
