@@ -106,7 +106,7 @@ func TestSSH(t *testing.T) {
 
 // A hostile server costs no more over SSH than it does over HTTP.
 func TestHostileSSH(t *testing.T) {
-	limits := Limits{RefBytes: 1 << 20, PackBytes: 2 << 20, Objects: 1000, ObjectBytes: 4 << 20, TotalBytes: 6 << 20, Idle: 300 * time.Millisecond}
+	limits := Limits{RefBytes: 1 << 20, PackBytes: 2 << 20, Objects: 1000, ObjectBytes: 4 << 20, TotalBytes: 6 << 20, Idle: 30 * time.Second}
 	answer := func(first func(io.Writer), then func(io.Writer)) func(string, io.Reader, io.Writer, io.Writer) uint32 {
 		return func(_ string, in io.Reader, out, _ io.Writer) uint32 {
 			first(out)
@@ -168,6 +168,10 @@ func TestHostileSSH(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			left = make(chan struct{})
 			host := testgit.NewSSH(t, t.TempDir(), func(s *testgit.SSH) { s.Answer = tc.answer })
+			limits := limits
+			if strings.Contains(tc.want, "no byte for 300ms") {
+				limits.Idle = 300 * time.Millisecond
+			}
 			c, u := overSSH(t, host, limits)
 			start := time.Now()
 			err := tc.do(c, u)

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -55,6 +56,7 @@ const (
 	// (MaxStartups in sshd_config(5)).
 	maxHandshakes  = 4
 	maxStderrBytes = 2 << 10
+	outBuffer      = 32 << 10 // git reads few bytes at a time, and each read is a message to the host
 )
 
 // newSSH reads the keys and the known hosts.
@@ -284,12 +286,14 @@ func (s *sshTransport) start(req *http.Request, conn net.Conn, signers []ssh.Sig
 		session.SendRequest("env", false, ssh.Marshal(struct{ Name, Value string }{"GIT_PROTOCOL", v}))
 	}
 	b.session, session.Stderr = session, &b.stderr
-	if b.in, err = session.StdinPipe(); err == nil {
-		b.out, err = session.StdoutPipe()
+	out, err := session.StdoutPipe()
+	if err == nil {
+		b.in, err = session.StdinPipe()
 	}
 	if err == nil {
 		err = session.Start(command)
 	}
+	b.out = bufio.NewReaderSize(out, outBuffer)
 	if err != nil {
 		return goproxy.Errorf(http.StatusBadGateway, "ssh: git-upload-pack was not started: %.300s", clean(err.Error()))
 	}

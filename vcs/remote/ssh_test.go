@@ -519,16 +519,17 @@ func TestSSHEnds(t *testing.T) {
 	}
 
 	// What bounds the login does not bound the answer.
-	slow := answering(t, func(_ string, _ io.Reader, out, _ io.Writer) uint32 {
-		time.Sleep(600 * time.Millisecond)
-		io.WriteString(out, "late")
-		return 0
-	})
-	so, su := sshTo(slow)
-	r = newRemote(t, so)
-	r.ssh.timeout = 500 * time.Millisecond
-	if got, err := post(t.Context(), r, su); got != "late" {
-		t.Errorf("an answer that takes longer than a login may: %q, %v", got, err)
+	so, su := sshTo(hello(t))
+	conn := &deadlines{}
+	so.Dial = func(ctx context.Context, network, address string) (c net.Conn, err error) {
+		conn.Conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		return conn, err
+	}
+	if got, err := post(t.Context(), newRemote(t, so), su); got != "hello" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if n := len(conn.set); n < 2 || conn.set[0].IsZero() || !conn.set[n-1].IsZero() {
+		t.Errorf("deadlines %v, want one, and then none", conn.set)
 	}
 
 	silent, addr := newSilent(t)
@@ -548,6 +549,17 @@ func TestSSHEnds(t *testing.T) {
 			t.Fatalf("%d connections to the silent host are open", silent.Load())
 		}
 	}
+}
+
+// deadlines is a connection that keeps the deadlines it was given.
+type deadlines struct {
+	net.Conn
+	set []time.Time
+}
+
+func (d *deadlines) SetDeadline(t time.Time) error {
+	d.set = append(d.set, t)
+	return d.Conn.SetDeadline(t)
 }
 
 // newSilent takes connections and says nothing. It counts those that are open.
