@@ -341,12 +341,58 @@ func TestRefused(t *testing.T) {
 		"tracing.headersSecret=x":                       "tracing.endpoint, which is not set",
 		"tracing.sample=2":                              "tracing/sample",
 		"tracing.egress[0].ports[0].port=4318":          "tracing/egress",
+		"networkMode=offline,vcs.sshSecret=x":           "nobody would ask the git hosts of vcs.sshSecret",
+		"settings.vcs-ssh-key=x":                        "vcs-ssh-key is set by the chart",
 	} {
 		if out, err := render(t, "--set", set); err == nil {
 			t.Errorf("--set %s: rendered %d bytes, want %q", set, len(out), want)
 		} else if !strings.Contains(err.Error(), want) {
 			t.Errorf("--set %s: %v\nwant %q", set, err, want)
 		}
+	}
+}
+
+// Credentials for git hosts are in the crawler alone, as files that others can't read.
+func TestGitHosts(t *testing.T) {
+	text, err := render(t, "--set", "vcs.existingSecret=git-secret,vcs.sshSecret=ssh-secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, o := range objects(t, text) {
+		pod := at(o, "spec", "template", "spec")
+		if o["kind"] != "Deployment" {
+			continue
+		}
+		seen++
+		role := fmt.Sprint(at(o, "spec", "template", "metadata", "labels", "app.kubernetes.io/component"))
+		var has []string
+		env, _ := at(pod, "containers", 0, "env").([]any)
+		for _, e := range env {
+			if name := fmt.Sprint(at(e, "name")); strings.Contains(name, "VCS") || name == "NETRC" {
+				has = append(has, name)
+			}
+			if secret := fmt.Sprint(at(e, "valueFrom", "secretKeyRef", "name")); secret == "git-secret" || secret == "ssh-secret" {
+				has = append(has, secret)
+			}
+		}
+		volumes, _ := at(pod, "volumes").([]any)
+		for _, v := range volumes {
+			if secret := at(v, "secret"); secret != nil {
+				has = append(has, fmt.Sprintf("%v %o", at(secret, "secretName"), at(secret, "defaultMode")))
+			}
+		}
+		slices.Sort(has)
+		want := ""
+		if role == "crawler" {
+			want = "ATHENSCTL_VCS_KNOWN_HOSTS ATHENSCTL_VCS_SSH_KEY ATHENSCTL_VCS_SSH_PASSPHRASE ATHENSCTL_VCS_TOKENS NETRC git-secret git-secret 440 ssh-secret ssh-secret 440"
+		}
+		if got := strings.Join(has, " "); got != want {
+			t.Errorf("%s has %s, want %s", role, got, want)
+		}
+	}
+	if seen != 3 {
+		t.Errorf("%d deployments", seen)
 	}
 }
 

@@ -80,11 +80,14 @@ type Config struct {
 	Upstream      string `key:"upstream" default:"the public mirror, then direct" help:"Whom the crawler asks, in GOPROXY syntax: URLs, direct, off; a comma goes on only after \"not found\", a | after any error. direct is the module's git host."`
 	Private       string `key:"private" help:"Module path patterns, as in GOPRIVATE, that are never looked up in the checksum database."`
 	SumDB         string `key:"sumdb" default:"sum.golang.org" help:"Checksum database, in GOSUMDB syntax: a name, name+key, or either and a URL; off."`
-	VCSInsteadOf  List   `key:"vcs-instead-of" help:"FROM=TO, as git's insteadOf: a repository URL that begins with FROM begins with TO instead. The host of TO may have a private address, and use http."`
+	VCSInsteadOf  List   `key:"vcs-instead-of" help:"FROM=TO, as git's insteadOf: a repository URL that begins with FROM begins with TO instead. TO is a URL of https, http or ssh, or user@host:path; its host may have a private address."`
 	VCSAllowHost  List   `key:"vcs-allow-host" help:"Patterns of git hosts that may have addresses that are not on the internet (private, loopback, link-local)."`
 	VCSInsecure   string `key:"vcs-insecure" help:"Module path patterns, as in GOINSECURE, that may be fetched over http."`
 	VCSTokens     List   `key:"vcs-tokens" secret:"true" help:"HOST=SECRET or HOST/PATH=USER:SECRET: credentials for git hosts; the longest match wins, before netrc."`
 	VCSNetrc      string `key:"vcs-netrc" help:"Netrc file with credentials for git hosts; empty: $NETRC or ~/.netrc where there is one; off."`
+	VCSSSHKey     List   `key:"vcs-ssh-key" help:"Private keys for git over SSH: FILE, HOST=FILE or HOST/PATH=FILE; those of the longest match are offered, in their order. Empty: no git over SSH."`
+	VCSPassphrase string `key:"vcs-ssh-passphrase" secret:"true" help:"Passphrase of the private keys that are encrypted."`
+	VCSKnownHosts string `key:"vcs-known-hosts" help:"File with the keys of the hosts that SSH may reach, as OpenSSH's known_hosts; empty: ~/.ssh/known_hosts where there is one. A host that is not in it is refused."`
 	NetworkMode   string `key:"network-mode" default:"fallback" help:"When upstream fails: strict (the request fails), fallback (what is kept is served), offline (upstream is never asked)."`
 	PublicFeeds   bool   `key:"public-feeds" default:"false" help:"The proxy forwards /catalog and /index, read-only."`
 	LogLevel      string `key:"log-level" default:"info" help:"debug, info (a line a request), warn or error."`

@@ -34,6 +34,7 @@ else
 	need make make
 	need gcc gcc libc6-dev # go test -race links with it
 	need strace strace
+	need ssh openssh-client # the go command's, in the tests of git over SSH
 	need python3 python3
 	need shellcheck shellcheck
 	need jq jq

@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path"
-	"slices"
 	"strings"
-
-	"github.com/go-git/go-git/v5/plumbing/format/gitattributes"
 
 	"github.com/athensctl/athensctl/vcs/git"
 )
@@ -17,68 +14,232 @@ import (
 // attributes are the .gitattributes files of a tree. The go command archives with
 // the attributes in effect, but for export-ignore and export-subst, which it turns
 // off, and with line ends of one LF: what remains to be done is "eol=crlf".
-// Source: https://git-scm.com/docs/gitattributes; cmd/go, codehost.gitRepo.ReadZip.
+// Source: https://git-scm.com/docs/gitattributes; cmd/go, codehost.gitRepo.ReadZip;
+// https://github.com/git/git/blob/v2.39.5/attr.c for what the documentation leaves open.
 type attributes struct {
-	matcher gitattributes.Matcher // nil: there are none
+	rules  map[string][]rule    // by the folder of the file, "." for the root
+	macros map[string][]setting // the root's alone, and binary
 }
 
-const maxAttributesBytes = 1 << 20
+// rule is one line: what it is about and what it says, in the line's order.
+type rule struct {
+	pattern  *pattern
+	settings []setting
+}
+
+// setting is what a line says of one attribute: "set", "unset" and "unspecified" are
+// names of no value that can be given.
+type setting struct{ name, value string }
+
+const (
+	isSet         = "\x00set"
+	isUnset       = "\x00unset"
+	isUnspecified = "\x00unspecified" // "!name": what other lines say does not count
+)
+
+const (
+	maxAttributesBytes    = 1 << 20
+	maxAllAttributesBytes = 16 << 20
+	maxAttributesLine     = 2048 // git ignores lines that are longer
+)
+
+// blank is what stands between the words of a line.
+const blank = " \t\r\n"
 
 func readAttributes(o *git.Objects, tree string) (*attributes, error) {
-	var all []gitattributes.MatchAttribute
+	a := &attributes{rules: map[string][]rule{}, macros: map[string][]setting{
+		"binary": {{"diff", isUnset}, {"merge", isUnset}, {"text", isUnset}},
+	}}
+	left := maxAllAttributesBytes
 	err := o.Walk(tree, func(name string, e git.Entry) error {
 		if path.Base(name) != ".gitattributes" || !e.IsFile() {
 			return nil
 		}
 		b, err := o.ReadBlob(e.Hash, maxAttributesBytes)
+		if left -= len(b); err == nil && left < 0 {
+			err = fmt.Errorf("more than %d bytes of .gitattributes", maxAllAttributesBytes)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		var domain []string
-		if dir := path.Dir(name); dir != "." {
-			domain = strings.Split(dir, "/")
-		}
-		read, err := gitattributes.ReadAttributes(bytes.NewReader(b), domain, len(domain) == 0)
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		all = append(all, read...)
+		a.read(path.Dir(name), b)
 		return nil
 	})
-	if err != nil || len(all) == 0 {
-		return &attributes{}, err
+	return a, err
+}
+
+// read reads the file of one folder. Lines that git ignores are ignored.
+func (a *attributes) read(folder string, text []byte) {
+	text, _, _ = bytes.Cut(text, []byte{0})
+	for line := range strings.SplitSeq(string(text), "\n") {
+		line = strings.TrimLeft(line, blank)
+		if line == "" || line[0] == '#' || len(line) >= maxAttributesLine {
+			continue
+		}
+		name, rest, quoted := unquote(line)
+		if !quoted {
+			end := strings.IndexAny(line, blank)
+			if end < 0 {
+				continue // it says nothing
+			}
+			name, rest = line[:end], line[end:]
+		}
+		settings, ok := parseSettings(rest)
+		if !ok {
+			continue
+		}
+		if macro, is := strings.CutPrefix(name, "[attr]"); is && macro != "" {
+			if folder == "." && validAttribute(macro) {
+				a.macros[macro] = settings
+			}
+			continue
+		}
+		if strings.HasPrefix(name, "!") || name == "" {
+			continue // git ignores negative patterns
+		}
+		a.rules[folder] = append(a.rules[folder], rule{parsePattern(name), settings})
 	}
-	binary, err := gitattributes.ReadAttributes(strings.NewReader("[attr]binary -diff -merge -text\n"), nil, true)
-	if err != nil {
-		return nil, err
+}
+
+// parseSettings reads the words behind a pattern: name, -name, !name, name=value. A
+// name that can't be makes the whole line void.
+func parseSettings(text string) (list []setting, ok bool) {
+	for _, word := range strings.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(blank, r) }) {
+		name, value, hasValue := strings.Cut(word, "=")
+		s := setting{name, isSet}
+		switch {
+		case name != "" && name[0] == '-':
+			s = setting{name[1:], isUnset}
+		case name != "" && name[0] == '!':
+			s = setting{name[1:], isUnspecified}
+		case hasValue:
+			s.value = value
+		}
+		if !validAttribute(s.name) {
+			return nil, false
+		}
+		list = append(list, s)
 	}
-	// Of git's rules the last wins, of the matcher's the first.
-	rules := append(binary, all...)
-	slices.Reverse(rules)
-	return &attributes{gitattributes.NewMatcher(rules)}, nil
+	return list, true
+}
+
+func validAttribute(name string) bool {
+	for i := range len(name) {
+		switch c := name[i]; {
+		case c == '-' && i > 0, c == '.', c == '_', '0' <= c && c <= '9', 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z':
+		default:
+			return false
+		}
+	}
+	return name != ""
+}
+
+// unquote reads a pattern in double quotes, as C writes it.
+func unquote(line string) (name, rest string, ok bool) {
+	if line[0] != '"' {
+		return "", "", false
+	}
+	var b []byte
+	for i := 1; i < len(line); i++ {
+		switch c := line[i]; c {
+		case '"':
+			return string(b), line[i+1:], true
+		case '\\':
+			if i++; i == len(line) {
+				return "", "", false
+			}
+			switch c := line[i]; c {
+			case '\\', '"':
+				b = append(b, c)
+			case '0', '1', '2', '3':
+				if i+2 >= len(line) || !octal(line[i+1]) || !octal(line[i+2]) {
+					return "", "", false
+				}
+				b = append(b, (c-'0')<<6|(line[i+1]-'0')<<3|(line[i+2]-'0'))
+				i += 2
+			default:
+				at := strings.IndexByte("abfnrtv", c)
+				if at < 0 {
+					return "", "", false
+				}
+				b = append(b, "\a\b\f\n\r\t\v"[at])
+			}
+		default:
+			b = append(b, c)
+		}
+	}
+	return "", "", false
+}
+
+func octal(c byte) bool { return '0' <= c && c <= '7' }
+
+// of are the attributes of a file. The nearest folder's lines go before those of the
+// ones above, later lines before earlier ones, later words before earlier ones.
+func (a *attributes) of(name string) map[string]string {
+	got := map[string]string{}
+	var fill func([]setting)
+	fill = func(settings []setting) {
+		for i := len(settings) - 1; i >= 0; i-- {
+			s := settings[i]
+			if _, decided := got[s.name]; decided {
+				continue
+			}
+			got[s.name] = s.value
+			if s.value == isSet {
+				fill(a.macros[s.name])
+			}
+		}
+	}
+	for folder := path.Dir(name); ; folder = path.Dir(folder) {
+		below := name
+		if folder != "." {
+			below = name[len(folder)+1:]
+		}
+		rules := a.rules[folder]
+		for i := len(rules) - 1; i >= 0; i-- {
+			if rules[i].pattern.match(below) {
+				fill(rules[i].settings)
+			}
+		}
+		if folder == "." {
+			return got
+		}
+	}
 }
 
 // conversion is what has to be done to a file's content; nil: nothing. An attribute
 // whose effect cannot be reproduced is an error.
+// Source: https://github.com/git/git/blob/v2.39.5/convert.c, convert_attrs.
 func (a *attributes) conversion(name string) (func(io.Reader) io.Reader, error) {
-	if a.matcher == nil {
+	if len(a.rules) == 0 {
 		return nil, nil
 	}
-	got, _ := a.matcher.Match(strings.Split(name, "/"), nil)
-	if at := got["working-tree-encoding"]; at != nil && at.IsValueSet() && !strings.EqualFold(at.Value(), "utf-8") {
-		return nil, fmt.Errorf("%s has the git attribute working-tree-encoding=%s, which is not supported", name, at.Value())
+	got := a.of(name)
+	switch e := got["working-tree-encoding"]; {
+	case e == "" || e == isUnspecified || strings.EqualFold(e, "utf-8") || strings.EqualFold(e, "utf8"):
+	case e == isSet || e == isUnset:
+		return nil, fmt.Errorf("%s has the git attribute working-tree-encoding without a value, which is an error to git", name)
+	default:
+		return nil, fmt.Errorf("%s has the git attribute working-tree-encoding=%.40s, which is not supported", name, e)
 	}
-	if at := got["ident"]; at != nil && at.IsSet() {
+	if got["ident"] == isSet {
 		return nil, fmt.Errorf("%s has the git attribute ident, which is not supported", name)
 	}
-	text, eol := got["text"], got["eol"]
-	if crlf := got["crlf"]; crlf != nil && (text == nil || text.IsUnspecified()) { // its old name
-		text = crlf
+	kind := func(attribute string) string {
+		switch v := got[attribute]; v {
+		case isSet, isUnset, "input", "auto":
+			return v
+		}
+		return ""
 	}
-	if eol == nil || !eol.IsValueSet() || eol.Value() != "crlf" || text != nil && text.IsUnset() {
+	text := kind("text")
+	if text == "" {
+		text = kind("crlf") // its old name
+	}
+	switch {
+	case got["eol"] != "crlf" || text == isUnset:
 		return nil, nil
-	}
-	if text != nil && text.IsValueSet() && text.Value() == "auto" {
+	case text == "auto":
 		return autoCRLF, nil
 	}
 	return toCRLF, nil

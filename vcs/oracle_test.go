@@ -49,8 +49,12 @@ type goCommand struct {
 	t    *testing.T
 	dir  string
 	host string // where pages are
+	ssh  string // GIT_SSH_COMMAND
 	// cache is the name of its module cache.
 	cache string
+	// answered is what it has made of queries before, over another way to the same
+	// repository.
+	answered map[string]download
 }
 
 func (g *goCommand) run(args ...string) ([]byte, error) {
@@ -64,7 +68,7 @@ func (g *goCommand) run(args ...string) ([]byte, error) {
 		"GIT_CONFIG_GLOBAL=" + filepath.Join(g.dir, "gitconfig"), "GIT_TERMINAL_PROMPT=0",
 		"GOENV=off", "GOWORK=off", "GOTOOLCHAIN=local", "GOTELEMETRY=off", "GOFLAGS=-modcacherw -mod=mod",
 		"GOPROXY=direct", "GOSUMDB=off", "GOINSECURE=*", "GOVCS=*:all", "GOPATH=" + filepath.Join(g.dir, "gopath"+g.cache),
-		"GOCACHE=" + filepath.Join(g.dir, "cache"), "GO111MODULE=on",
+		"GOCACHE=" + filepath.Join(g.dir, "cache"), "GO111MODULE=on", "GIT_SSH_COMMAND=" + g.ssh,
 		"HTTP_PROXY=http://" + g.host, "HTTPS_PROXY=http://" + g.host, "NO_PROXY=127.0.0.1",
 	}
 	var stdout, stderr bytes.Buffer
@@ -87,13 +91,14 @@ type answer struct {
 }
 
 // TestOracle compares what Source makes of repositories with what the go command
-// does. Each file of testdata is a case: the rule it is about, a script that makes
-// repositories, go-import pages, and what is asked.
+// does, over HTTP and over SSH. Each file of testdata is a case: the rule it is about, a
+// script that makes repositories, go-import pages, what is asked, and what of that is
+// refused, with the reason, though the go command serves it.
 func TestOracle(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it runs the go command and git some hundred times")
 	}
-	testgit.Needs(t, "git", "go", "sh")
+	testgit.Needs(t, "git", "go", "sh", "ssh")
 	cases, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(cases) < 40 {
 		t.Fatalf("%d cases, %v", len(cases), err)
@@ -118,80 +123,141 @@ func oracleCase(t *testing.T, file string) {
 	for _, f := range ar.Files {
 		section[f.Name] = string(f.Data)
 	}
-	dir, err := os.MkdirTemp("", "oracle") // git may still write when the test ends: TempDir would complain
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	root := filepath.Join(dir, "repos")
-	for _, d := range []string{root, filepath.Join(dir, "work")} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	root := testDir(t)
 	testgit.Script(t, root, section["repo.sh"])
 	pages := map[string]string{}
 	for line := range strings.Lines(section["pages"]) {
 		where, content, _ := strings.Cut(strings.TrimSpace(line), " ")
 		pages[where] = content
 	}
-	host, repos := newPages(t, pages), testgit.New(t, root)
-	config := fmt.Sprintf("[url %q]\n\tinsteadOf = https://git.test.example/\n", repos.URL+"/")
-	for name, content := range map[string]string{"gitconfig": config, "work/go.mod": "module x.example/work\n"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
-			t.Fatal(err)
+	var lists, asked []string
+	refused := map[string]string{}
+	expand := func(line string) string {
+		return os.Expand(strings.TrimSpace(line), func(name string) string { return readHash(t, root, name) })
+	}
+	for line := range strings.Lines(section["ask"]) {
+		line = expand(line)
+		if modulePath, ok := strings.CutPrefix(line, "list "); ok {
+			lists = append(lists, modulePath)
+		} else if line != "" {
+			asked = append(asked, line)
 		}
 	}
-	cmd := &goCommand{t: t, dir: dir, host: host}
-	r, err := remote.New(remote.Options{
-		InsteadOf: []string{"https://git.test.example/=" + repos.URL + "/"}, Insecure: "*",
+	for line := range strings.Lines(section["refused"]) {
+		query, reason, _ := strings.Cut(expand(line), " ")
+		if reason == "" {
+			t.Fatalf("%s is refused without a reason", query)
+		}
+		refused[query] = reason
+		asked = append(asked, query)
+	}
+	if len(lists)+len(asked) == 0 {
+		t.Fatal("nothing is asked")
+	}
+	page, answered, whole := newPages(t, pages), map[string]download{}, t
+	compare := func(t *testing.T, base, gitSSH string, sources ...*Source) (served int) {
+		dir := testDir(whole) // what is in answered is there
+		config := fmt.Sprintf("[url %q]\n\tinsteadOf = https://git.test.example/\n\tinsteadOf = ssh://git@git.test.example/\n", base)
+		for name, content := range map[string]string{"gitconfig": config, "work/go.mod": "module x.example/work\n"} {
+			name = filepath.Join(dir, name)
+			if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd := &goCommand{t: t, dir: dir, host: page, ssh: gitSSH, answered: answered}
+		for _, modulePath := range lists {
+			compareList(t, cmd, sources, modulePath)
+		}
+		// What the go command makes of a query depends on what it has fetched before, and
+		// on what its module cache has of the version: each has a cache of its own.
+		var versions []string
+		for i, q := range asked {
+			if _, v, _ := strings.Cut(q, "@"); module.CanonicalVersion(v) == v {
+				versions = append(versions, q)
+				continue
+			}
+			// A run for each takes its time: what is answered over HTTP is good over SSH.
+			cmd.cache = fmt.Sprint("query", i)
+			served += compareQueries(t, cmd, sources, []string{q}, refused, true)
+		}
+		cmd.cache = "versions"
+		return served + compareQueries(t, cmd, sources, versions, refused, false)
+	}
+	t.Run("http", func(t *testing.T) {
+		base := testgit.New(t, root).URL + "/"
+		compare(t, base, "false", newSource(t, page, base, nil))
+	})
+	t.Run("ssh", func(t *testing.T) {
+		host, old := testgit.NewSSH(t, root), testgit.NewSSH(t, root, func(s *testgit.SSH) { s.Version0 = true })
+		base := "ssh://git@" + host.Addr + "/"
+		served := compare(t, base, host.GitSSH(), newSource(t, page, base, host), newSource(t, page, "ssh://git@"+old.Addr+"/", old))
+		if served > 0 && (len(host.Commands()) == 0 || len(old.Commands()) == 0) {
+			t.Error("nothing was asked over SSH")
+		}
+	})
+}
+
+// testDir is a folder in which git may still write when the test ends: TempDir would
+// complain.
+func testDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "oracle")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// newSource is a Source for which base stands for the host of the repositories; all
+// other hosts are the one that has the pages.
+func newSource(t *testing.T, page, base string, host *testgit.SSH) *Source {
+	o := remote.Options{
+		InsteadOf: []string{"https://git.test.example/=" + base, "ssh://git@git.test.example/=" + base}, Insecure: "*",
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			if !strings.HasPrefix(address, "127.0.0.1:") {
-				address = host
+				address = page
 			}
 			return new(net.Dialer).DialContext(ctx, network, address)
 		},
-	})
+	}
+	if host != nil {
+		o.SSHKeys, o.KnownHosts = []string{host.Key}, host.Known
+	}
+	r, err := remote.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := New(r, Options{TempDir: t.TempDir()})
 	t.Cleanup(func() { s.Close() })
-
-	var asked []string
-	for line := range strings.Lines(section["ask"]) {
-		line = strings.TrimSpace(line)
-		if modulePath, ok := strings.CutPrefix(line, "list "); ok {
-			compareList(t, cmd, s, modulePath)
-		} else if line != "" {
-			asked = append(asked, os.Expand(line, func(name string) string { return readHash(t, root, name) }))
-		}
-	}
-	// What a query found is what the module cache then has for the version: versions
-	// are asked for with a cache of their own.
-	isVersion := func(q string) bool { _, v, _ := strings.Cut(q, "@"); return module.CanonicalVersion(v) == v }
-	compareQueries(t, cmd, s, slices.DeleteFunc(slices.Clone(asked), isVersion))
-	cmd.cache = "versions"
-	compareQueries(t, cmd, s, slices.DeleteFunc(asked, func(q string) bool { return !isVersion(q) }))
+	return s
 }
 
-func compareQueries(t *testing.T, cmd *goCommand, s *Source, asked []string) {
+func compareQueries(t *testing.T, cmd *goCommand, sources []*Source, asked []string, refused map[string]string, reuse bool) (served int) {
 	t.Helper()
 	if len(asked) == 0 {
-		return
+		return 0
 	}
-	out, _ := cmd.run(append([]string{"mod", "download", "-json"}, asked...)...)
-	d := json.NewDecoder(bytes.NewReader(out))
-	seen := 0
-	for ; d.More(); seen++ {
-		var dl struct {
-			Path, Version, Error, Info, GoMod, Sum, Zip string
-			Origin                                      map[string]string
+	var downloads []download
+	if dl, ok := cmd.answered[asked[0]]; ok && reuse {
+		downloads = append(downloads, dl)
+	} else {
+		out, _ := cmd.run(append([]string{"mod", "download", "-json"}, asked...)...)
+		for d := json.NewDecoder(bytes.NewReader(out)); d.More(); {
+			var dl download
+			if err := d.Decode(&dl); err != nil {
+				t.Fatal(err)
+			}
+			downloads = append(downloads, dl)
 		}
-		if err := d.Decode(&dl); err != nil {
-			t.Fatal(err)
+		if len(downloads) != len(asked) {
+			t.Fatalf("go mod download answered %d of %d: %s", len(downloads), len(asked), out)
 		}
-		query := asked[seen]
+	}
+	for i, query := range asked {
+		dl := downloads[i]
 		want := answer{Version: dl.Version, H1: dl.Sum, Err: dl.Error}
 		if dl.Error == "" {
 			want.Mod = readFile(t, dl.GoMod)
@@ -199,33 +265,55 @@ func compareQueries(t *testing.T, cmd *goCommand, s *Source, asked []string) {
 			if _, q, _ := strings.Cut(query, "@"); q != dl.Version {
 				want.Origin = dl.Origin // of the query; the file is for the version alone
 			}
+			served++
 		}
-		got := ask(t, s, query)
-		if (got.Err == "") != (want.Err == "") {
-			t.Errorf("%s:\nvcs: %s %s\ngo:  %s %s", query, got.Version, got.Err, want.Version, want.Err)
-			continue
+		if reuse {
+			cmd.answered[query] = dl
 		}
-		if got.Err != "" {
-			continue
-		}
-		got.Err, want.Err = "", ""
-		if !reflect.DeepEqual(got, want) {
-			g, _ := json.MarshalIndent(got, "", "  ")
-			w, _ := json.MarshalIndent(want, "", "  ")
-			t.Errorf("%s:\nvcs: %s\ngo:  %s", query, g, w)
-			if got.H1 != want.H1 {
-				b, err := s.Zip(t.Context(), module.Version{Path: dl.Path, Version: dl.Version})
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Logf("vcs: %q", contents(t, b.ReadCloser.(*temporary).Name()))
-				t.Logf("go:  %q", contents(t, dl.Zip))
-				b.Close()
-			}
+		for i, s := range sources {
+			compareAnswer(t, i, s, query, refused[query], dl, want)
 		}
 	}
-	if seen != len(asked) {
-		t.Errorf("go mod download answered %d of %d: %s", seen, len(asked), out)
+	return served
+}
+
+// download is what go mod download -json prints of a module.
+type download struct {
+	Path, Version, Error, Info, GoMod, Sum, Zip string
+	Origin                                      map[string]string
+}
+
+func compareAnswer(t *testing.T, source int, s *Source, query, refused string, dl download, want answer) {
+	t.Helper()
+	got := ask(t, s, query)
+	if refused != "" {
+		if want.Err != "" || !strings.Contains(got.Err, refused) {
+			t.Errorf("%s, source %d:\nvcs: %s %s, want %q\ngo:  %s %s", query, source, got.Version, got.Err, refused, want.Version, want.Err)
+		}
+		return
+	}
+	if (got.Err == "") != (want.Err == "") {
+		t.Errorf("%s, source %d:\nvcs: %s %s\ngo:  %s %s", query, source, got.Version, got.Err, want.Version, want.Err)
+		return
+	}
+	if got.Err != "" {
+		return
+	}
+	got.Err, want.Err = "", ""
+	if reflect.DeepEqual(got, want) {
+		return
+	}
+	g, _ := json.MarshalIndent(got, "", "  ")
+	w, _ := json.MarshalIndent(want, "", "  ")
+	t.Errorf("%s, source %d:\nvcs: %s\ngo:  %s", query, source, g, w)
+	if got.H1 != want.H1 {
+		b, err := s.Zip(t.Context(), module.Version{Path: dl.Path, Version: dl.Version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("vcs: %q", contents(t, b.ReadCloser.(*temporary).Name()))
+		t.Logf("go:  %q", contents(t, dl.Zip))
+		b.Close()
 	}
 }
 
@@ -252,7 +340,7 @@ func contents(t *testing.T, name string) (list []string) {
 	return list
 }
 
-func compareList(t *testing.T, cmd *goCommand, s *Source, modulePath string) {
+func compareList(t *testing.T, cmd *goCommand, sources []*Source, modulePath string) {
 	t.Helper()
 	out, goErr := cmd.run("list", "-m", "-versions", "-retracted", "-json", modulePath+"@none")
 	if goErr != nil { // @none is not always taken
@@ -264,12 +352,14 @@ func compareList(t *testing.T, cmd *goCommand, s *Source, modulePath string) {
 			t.Fatal(err)
 		}
 	}
-	got, err := s.List(t.Context(), modulePath)
-	switch {
-	case (err == nil) != (goErr == nil) && !(err == nil && len(got.Versions) == 0):
-		t.Errorf("list %s: vcs: %v; go: %v", modulePath, err, goErr)
-	case err == nil && !(len(got.Versions) == 0 && len(l.Versions) == 0) && !reflect.DeepEqual(got.Versions, l.Versions):
-		t.Errorf("list %s:\nvcs: %v\ngo:  %v", modulePath, got.Versions, l.Versions)
+	for i, s := range sources {
+		got, err := s.List(t.Context(), modulePath)
+		switch {
+		case (err == nil) != (goErr == nil) && !(err == nil && len(got.Versions) == 0):
+			t.Errorf("list %s, source %d: vcs: %v; go: %v", modulePath, i, err, goErr)
+		case err == nil && !(len(got.Versions) == 0 && len(l.Versions) == 0) && !reflect.DeepEqual(got.Versions, l.Versions):
+			t.Errorf("list %s, source %d:\nvcs: %v\ngo:  %v", modulePath, i, got.Versions, l.Versions)
+		}
 	}
 }
 

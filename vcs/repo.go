@@ -1,6 +1,7 @@
 package vcs
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -191,16 +192,16 @@ func (s *Source) fetchTree(ctx context.Context, repo *remote.Repo, commit, key s
 	if !full {
 		w.Filter = "blob:none"
 	}
-	if rs, err := s.refsOf(ctx, repo, refsFor); err == nil && rs.objects[commit] != "" {
-		w.Hashes[0] = rs.objects[commit] // advertised, as the commit itself may not be
-	}
-	o, err := s.git.Fetch(ctx, repo.URL, w)
+	o, err := s.fetch(ctx, repo, w)
 	if err != nil {
 		return err
 	}
 	c, err := o.Commit(commit)
 	if err != nil {
 		o.Close()
+		if errors.Is(err, git.ErrNotCommit) {
+			return goproxy.NotFound("%s: %w", git.Name(repo.URL), err)
+		}
 		return goproxy.Errorf(http.StatusBadGateway, "%s: %w", git.Name(repo.URL), err)
 	}
 	t := &tree{key: key, full: full, objects: o, commit: c, until: time.Now().Add(treesFor)}
@@ -281,14 +282,30 @@ func (s *Source) history(ctx context.Context, repo *remote.Repo, of ...string) (
 		return nil, err
 	}
 	defer s.heavy.Release(1)
-	if rs, err := s.refsOf(ctx, repo, refsFor); err == nil {
-		for i, h := range of {
-			if obj := rs.objects[h]; obj != "" {
-				of[i] = obj
-			}
-		}
+	return s.fetch(ctx, repo, git.Want{Hashes: of, Filter: "tree:0"})
+}
+
+// fetch fetches commits. Where the server gives only what its refs name, as git does
+// over SSH when it is not told of version 2, all that is behind them is fetched: the go
+// command's last resort.
+func (s *Source) fetch(ctx context.Context, repo *remote.Repo, w git.Want) (*git.Objects, error) {
+	rs, err := s.refsOf(ctx, repo, refsFor)
+	if err != nil {
+		return nil, err
 	}
-	return s.git.Fetch(ctx, repo.URL, git.Want{Hashes: of, Filter: "tree:0"})
+	advertised := func(commits []string) (list []string) {
+		for _, h := range commits {
+			list = append(list, cmp.Or(rs.objects[h], h))
+		}
+		return list
+	}
+	w.Hashes = advertised(w.Hashes)
+	o, err := s.git.Fetch(ctx, repo.URL, w)
+	if errors.Is(err, git.ErrNotSent) {
+		w.Hashes, w.Depth = advertised(slices.Compact(slices.Sorted(maps.Values(rs.all)))), 0
+		o, err = s.git.Fetch(ctx, repo.URL, w)
+	}
+	return o, err
 }
 
 // revision is a commit that a query names.
@@ -297,7 +314,7 @@ type revision struct {
 	version string // the tag, when the query was one; else the hash
 	time    time.Time
 	tags    []string // all that name the commit, sorted
-	ref     string   // what the query named; "" for a hash
+	ref     string   // what the query named; for a hash the first of the refs at it, "" before them
 }
 
 func (r *revision) short() string { return r.hash[:12] }
@@ -334,7 +351,7 @@ func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
 	case rs.all["refs/heads/"+rev] != "":
 		r.ref, r.hash = "refs/heads/"+rev, rs.all["refs/heads/"+rev]
 	case rev == "HEAD" && rs.all["HEAD"] != "":
-		r.ref, r.hash = "HEAD", rs.all["HEAD"]
+		r.hash = rs.all["HEAD"] // as a query, the go command does not name it in Origin
 	case len(rev) >= minHash && len(rev) <= 40 && strings.Trim(rev, "0123456789abcdef") == "":
 		if err := m.statHash(ctx, rs, r, rev); err != nil {
 			return nil, err
@@ -361,7 +378,8 @@ func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
 }
 
 func (m *mod) statHash(ctx context.Context, rs *refs, r *revision, rev string) error {
-	for _, hash := range rs.all {
+	ref := ""
+	for name, hash := range rs.all {
 		if !strings.HasPrefix(hash, rev) {
 			continue
 		}
@@ -369,8 +387,14 @@ func (m *mod) statHash(ctx context.Context, rs *refs, r *revision, rev string) e
 			return m.notFound(rev, "ambiguous: several commits begin with it")
 		}
 		r.hash = hash
+		if ref == "" || name < ref {
+			ref = name
+		}
 	}
 	if r.hash != "" {
+		if ref != "HEAD" { // which the go command does not name
+			r.ref = ref
+		}
 		return nil
 	}
 	// Not the end of a branch or tag. It must be before one: hosts hand out commits

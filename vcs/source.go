@@ -154,7 +154,10 @@ func (s *Source) Resolve(ctx context.Context, modulePath, query string) (*goprox
 				allowed = append(allowed, v)
 			}
 		}
-		if len(allowed) == 0 {
+		if len(allowed) == 0 && len(versions) > 0 {
+			if info, err := m.resolve(ctx, ""); err == nil && !retracted(info.Version) {
+				return info, nil
+			}
 			allowed = versions
 		}
 		if v := latest(allowed); v != "" {
@@ -164,7 +167,7 @@ func (s *Source) Resolve(ctx context.Context, modulePath, query string) (*goprox
 			}
 			return info, m.dependsOnTags(ctx, info)
 		}
-		query = "HEAD"
+		return m.resolve(ctx, "")
 	}
 	return m.resolve(ctx, query)
 }
@@ -261,16 +264,21 @@ func (m *mod) checked(ctx context.Context, version string) (*revision, error) {
 	return r, nil
 }
 
+// resolve is the answer to a query; "" is the end of the default branch.
 func (m *mod) resolve(ctx context.Context, query string) (*goproxy.Info, error) {
-	r, err := m.stat(ctx, query)
+	if query != "" {
+		r, err := m.stat(ctx, query)
+		if err != nil {
+			return nil, err
+		}
+		return m.convert(ctx, r, query)
+	}
+	r, err := m.stat(ctx, "HEAD")
 	if err != nil {
 		return nil, err
 	}
-	asked := query
-	if query == "HEAD" {
-		asked = ""
-	}
-	return m.convert(ctx, r, asked)
+	r.ref = "HEAD"
+	return m.convert(ctx, r, "")
 }
 
 // notFound says that the repository has no such version, and why.

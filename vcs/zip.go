@@ -72,9 +72,11 @@ func (m *mod) writeZip(ctx context.Context, r *revision, version string, f *os.F
 	}
 	if dir != "" && !hasLicense {
 		if e, err := t.objects.Find(t.commit.Tree, "LICENSE"); err == nil && (e.IsFile() || e.IsLink()) {
-			if b, err := t.objects.ReadBlob(e.Hash, maxLicenseBytes); err == nil {
-				files = append(files, &zipFile{name: "LICENSE", content: b, size: int64(len(b)), entry: git.Entry{Mode: 0o100644}})
+			b, err := t.objects.ReadBlob(e.Hash, maxLicenseBytes)
+			if err != nil {
+				return goproxy.Errorf(http.StatusForbidden, "%s@%s: no module zip can be made of it: LICENSE: %w", m.path, version, err)
 			}
+			files = append(files, &zipFile{name: "LICENSE", content: b, size: int64(len(b)), entry: git.Entry{Mode: 0o100644}})
 		}
 	}
 	if err := modzip.Create(f, module.Version{Path: m.path, Version: version}, files); err != nil {

@@ -114,8 +114,32 @@ func checks(cfg *config.Config) (list []check) {
 				return err
 			})
 		}
+		addGit(cfg, add)
 	}
 	return list
+}
+
+// addGit: the settings of git hosts, and a login at those that are reached over SSH.
+func addGit(cfg *config.Config, add func(string, func(context.Context) error)) {
+	r, err := gitRemote(cfg, nil)
+	add("settings of git hosts", func(context.Context) error { return err })
+	if err != nil {
+		return
+	}
+	for _, u := range r.Logins() {
+		add("git over SSH at "+u.User.Username()+"@"+u.Host, func(ctx context.Context) error {
+			// There need not be such a repository: the host has let us in when it says so.
+			req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.JoinPath("athensctl-doctor").String(), io.NopCloser(strings.NewReader("")))
+			if err != nil {
+				return err
+			}
+			resp, err := r.HTTP().Do(req)
+			if err != nil {
+				return err
+			}
+			return resp.Body.Close()
+		})
+	}
 }
 
 func addAzure(cfg *config.Config, add func(string, func(context.Context) error)) {

@@ -217,7 +217,7 @@ func (p *process) addCrawler() error {
 		return nil
 	}
 	bounds := crawler.NewHosts(crawler.HostOptions{Connections: cfg.HostConnections, Rate: float64(cfg.HostRate), Failures: cfg.HostFailures, Metrics: p.registry})
-	upstream := &http.Client{Transport: wrap(bounds, &http.Transport{
+	upstream := &http.Client{Transport: bounded(bounds)(&http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: cfg.Workers,
 		ResponseHeaderTimeout: cfg.UpstreamTimeout, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
 		DisableCompression: true,
@@ -230,7 +230,7 @@ func (p *process) addCrawler() error {
 	if err != nil {
 		return err
 	}
-	remote, err := gitRemote(cfg, bounds)
+	remote, err := gitRemote(cfg, bounded(bounds))
 	if err != nil {
 		return err
 	}
@@ -306,22 +306,39 @@ func origins(cfg *config.Config, client *http.Client, hosts goproxy.Source) (lis
 	return list
 }
 
-// gitRemote reaches git hosts.
-func gitRemote(cfg *config.Config, bounds *crawler.Hosts) (*remote.Remote, error) {
+// gitRemote reaches git hosts; wrap bounds what is asked of them.
+func gitRemote(cfg *config.Config, wrap func(http.RoundTripper) http.RoundTripper) (*remote.Remote, error) {
 	netrc, err := readNetrc(cfg.VCSNetrc)
 	if err != nil {
 		return nil, err
 	}
 	return remote.New(remote.Options{
-		InsteadOf: cfg.VCSInsteadOf, AllowHosts: cfg.VCSAllowHost, Insecure: cfg.VCSInsecure, Tokens: cfg.VCSTokens, Netrc: netrc,
-		Wrap: func(next http.RoundTripper) http.RoundTripper { return wrap(bounds, next) },
+		InsteadOf: cfg.VCSInsteadOf, AllowHosts: cfg.VCSAllowHost, Insecure: cfg.VCSInsecure, Tokens: cfg.VCSTokens, Netrc: netrc, Wrap: wrap,
+		SSHKeys: cfg.VCSSSHKey, SSHPassphrase: cfg.VCSPassphrase, KnownHosts: knownHosts(cfg),
 	})
 }
 
-// wrap is what stands before each request to the internet: the bounds of its host, and
+// knownHosts is the file that is named, or the user's where none is and there is one,
+// and where SSH is used.
+func knownHosts(cfg *config.Config) string {
+	if cfg.VCSKnownHosts != "" || len(cfg.VCSSSHKey) == 0 {
+		return cfg.VCSKnownHosts
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ""
+	}
+	name := filepath.Join(home, ".ssh", "known_hosts")
+	if _, err := os.Stat(name); err != nil {
+		return ""
+	}
+	return name
+}
+
+// bounded is what stands before each request to the internet: the bounds of its host, and
 // its span.
-func wrap(bounds *crawler.Hosts, next http.RoundTripper) http.RoundTripper {
-	return bounds.Wrap(&tracing.Transport{Next: next})
+func bounded(bounds *crawler.Hosts) func(http.RoundTripper) http.RoundTripper {
+	return func(next http.RoundTripper) http.RoundTripper { return bounds.Wrap(&tracing.Transport{Next: next}) }
 }
 
 // readNetrc reads the file that is named, or the user's where none is and there is

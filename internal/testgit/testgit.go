@@ -1,5 +1,5 @@
-// Package testgit serves the git repositories of a folder with git's own server,
-// git http-backend. It needs the git program.
+// Package testgit serves the git repositories of a folder with git's own servers, git
+// http-backend and git upload-pack over SSH. It needs the git program.
 package testgit
 
 import (
@@ -24,7 +24,7 @@ type Server struct {
 }
 
 // New starts a server, which ends with the test. Without git the test is skipped, or
-// fails where CI is set.
+// fails where ATHENSCTL_TEST_REQUIRE is set.
 func New(t testing.TB, root string) *Server {
 	t.Helper()
 	Needs(t, "git")
@@ -59,13 +59,13 @@ func (s *Server) Asked(method, path string) int {
 	return s.asked[method+" "+path]
 }
 
-// Needs skips a test where one of the programs is not installed; where CI is set, it
-// fails.
+// Needs skips a test where one of the programs is not installed; where
+// ATHENSCTL_TEST_REQUIRE is set, it fails.
 func Needs(t testing.TB, programs ...string) {
 	t.Helper()
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
-			if os.Getenv("CI") != "" {
+			if os.Getenv("ATHENSCTL_TEST_REQUIRE") != "" {
 				t.Fatal(err)
 			}
 			t.Skip(err)

@@ -25,8 +25,8 @@ type Want struct {
 	Filter string
 }
 
-// errNotSent: the server has refused a hash.
-var errNotSent = errors.New("the server does not give it")
+// ErrNotSent: a server of version 0 or 1 gives only what its refs name.
+var ErrNotSent = errors.New("the server does not give it")
 
 // Fetch fetches objects. The caller closes them.
 func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error) {
@@ -34,6 +34,7 @@ func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error
 	if err != nil {
 		return nil, err
 	}
+	defer s.close()
 	limits := c.Limits.orDefault()
 	var body io.ReadCloser
 	if s.version == 2 {
@@ -68,7 +69,7 @@ func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("%s: %w", Name(u), ctx.Err())
 		}
-		return nil, broken(u, "fetch: %w", err)
+		return nil, s.wrong("fetch", err)
 	}
 	return o, nil
 }
@@ -106,7 +107,7 @@ func (s *service) wantRequest(w Want) ([]byte, error) {
 	req := &request{}
 	for i, h := range w.Hashes {
 		if !any1 && !any2 && !slices.ContainsFunc(s.refs, func(r Ref) bool { return r.Hash == h }) {
-			return nil, broken(s.repo, "%s: %w: it is not one of its refs", h, errNotSent)
+			return nil, broken(s.repo, "%s: %w: it is not one of its refs", h, ErrNotSent)
 		}
 		line := "want " + h
 		if i == 0 {

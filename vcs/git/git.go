@@ -1,4 +1,4 @@
-// Package git reads remote repositories over git's smart HTTP protocol, in
+// Package git reads remote repositories over git's smart HTTP protocol, and over SSH, in
 // process: their refs, and the objects that one commit needs. Nothing is ever
 // written to a repository, and no clone is kept.
 //
@@ -64,8 +64,11 @@ func (l Limits) orDefault() Limits {
 
 // Client reads repositories. It is safe for concurrent use.
 type Client struct {
-	HTTP    *http.Client // adds credentials, and decides where one may connect to
-	TempDir string       // packs are spooled here; "": the system's
+	// HTTP adds credentials, and decides where one may connect to. A POST to an ssh URL
+	// runs git-upload-pack there: the request's body is its input, the answer's body its
+	// output, at the same time; the header Git-Protocol becomes GIT_PROTOCOL.
+	HTTP    *http.Client
+	TempDir string // packs are spooled here; "": the system's
 	Limits  Limits
 
 	// version0 speaks the protocol of servers that do not know version 2; for tests.

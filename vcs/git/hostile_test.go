@@ -116,7 +116,7 @@ func TestHostile(t *testing.T) {
 	ok := text(v2)
 	zeros := make([]byte, 8<<20)
 	limits := Limits{
-		RefBytes: 1 << 20, PackBytes: 2 << 20, Objects: 1000, ObjectBytes: 4 << 20, TotalBytes: 6 << 20, TreeDepth: 20, Idle: 300 * time.Millisecond,
+		RefBytes: 1 << 20, PackBytes: 2 << 20, Objects: 1000, ObjectBytes: 4 << 20, TotalBytes: 6 << 20, TreeDepth: 20, Idle: 30 * time.Second,
 	}
 	fetch := func(c *Client, u *url.URL) error {
 		o, err := c.Fetch(t.Context(), u, Want{Hashes: []string{someHash}, Depth: 1})
@@ -171,6 +171,10 @@ func TestHostile(t *testing.T) {
 			t.Cleanup(srv.Close)
 			u, _ := url.Parse(strings.Replace(srv.URL, "http://", "http://user:s3cret@", 1) + "/repo")
 			dir := t.TempDir()
+			limits := limits
+			if strings.Contains(tc.want, "no byte for 300ms") {
+				limits.Idle = 300 * time.Millisecond
+			}
 			c := &Client{HTTP: srv.Client(), TempDir: dir, Limits: limits}
 			runtime.GC()
 			var before, after runtime.MemStats

@@ -133,8 +133,14 @@ type Commit struct {
 	Time    time.Time // the committer's, UTC, to the second
 }
 
-// Commit reads a commit.
+// ErrNotCommit: a tag may name a file or a folder.
+var ErrNotCommit = errors.New("it is not a commit")
+
+// Commit reads a commit. Another object is ErrNotCommit.
 func (o *Objects) Commit(hash string) (*Commit, error) {
+	if obj, err := o.get(hash); err == nil && obj.Type() != plumbing.CommitObject {
+		return nil, fmt.Errorf("git object %s: %w but a %s", hash, ErrNotCommit, obj.Type())
+	}
 	b, err := o.small(hash, plumbing.CommitObject, maxCommitBytes)
 	if err != nil {
 		return nil, err
@@ -307,8 +313,8 @@ func (o *Objects) Ancestors(of ...string) (map[string]bool, error) {
 			continue
 		}
 		c, err := o.Commit(h)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // beyond a shallow fetch
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNotCommit) {
+			continue // beyond a shallow fetch, or a tag of something else
 		} else if err != nil {
 			return nil, err
 		}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/athensctl/athensctl/goproxy"
 )
 
 // kind is what a packet is.
@@ -32,11 +34,8 @@ type reader struct {
 // packet is an error.
 func (r *reader) next() (kind, []byte, error) {
 	head := r.buf[:4]
-	if _, err := io.ReadFull(r.r, head); err != nil {
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		return 0, nil, fmt.Errorf("the answer is cut: %w", err)
+	if err := r.fill(head); err != nil {
+		return 0, nil, err
 	}
 	n := 0
 	for _, c := range head {
@@ -56,13 +55,25 @@ func (r *reader) next() (kind, []byte, error) {
 		return 0, nil, fmt.Errorf("a packet of %d bytes", n)
 	}
 	body := r.buf[4:n]
-	if _, err := io.ReadFull(r.r, body); err != nil {
-		return 0, nil, fmt.Errorf("the answer is cut: %w", io.ErrUnexpectedEOF)
+	if err := r.fill(body); err != nil {
+		return 0, nil, err
 	}
 	if text, ok := strings.CutPrefix(string(body[:min(len(body), 600)]), "ERR "); ok {
 		return 0, nil, fmt.Errorf("the server says: %s", printable(text))
 	}
 	return data, body, nil
+}
+
+func (r *reader) fill(b []byte) error {
+	_, err := io.ReadFull(r.r, b)
+	var e *goproxy.Error
+	switch {
+	case err == nil, errors.As(err, &e): // the transport knows why
+		return err
+	case err == io.EOF:
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("the answer is cut: %w", err)
 }
 
 var errTooLarge = errors.New("the answer is too large")

@@ -14,6 +14,7 @@ func (c *Client) Refs(ctx context.Context, u *url.URL, prefixes ...string) ([]Re
 	if err != nil {
 		return nil, err
 	}
+	defer s.close()
 	if s.version == 2 {
 		if s.refs, err = s.lsRefs(ctx, prefixes); err != nil {
 			return nil, err
@@ -60,7 +61,7 @@ func (s *service) lsRefs(ctx context.Context, prefixes []string) ([]Ref, error) 
 	defer body.Close()
 	refs, err := readRefs(&reader{r: body, left: s.c.Limits.orDefault().RefBytes})
 	if err != nil {
-		return nil, broken(s.repo, "refs: %w", err)
+		return nil, s.wrong("refs", err)
 	}
 	return refs, nil
 }

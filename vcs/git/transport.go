@@ -15,11 +15,15 @@ import (
 	"github.com/athensctl/athensctl/goproxy"
 )
 
-// service is a repository's upload-pack service: what its server said first.
+// service is a repository's upload-pack service: what its server said first. It must be
+// closed.
 type service struct {
 	c    *Client
 	repo *url.URL // as it was given
 	base *url.URL // after redirects
+	// Over SSH all goes through one run of git-upload-pack: its input and output.
+	in  *io.PipeWriter
+	out io.ReadCloser
 	// version 2: what the server can do, by name. Before: the refs, and what the
 	// server can do.
 	version int
@@ -30,11 +34,38 @@ type service struct {
 // open asks for the service. It knows the refs of a server that does not speak
 // version 2.
 func (c *Client) open(ctx context.Context, u *url.URL) (*service, error) {
-	if u.Scheme != "https" && u.Scheme != "http" {
-		return nil, goproxy.Errorf(http.StatusNotImplemented, "%s: %s is not a way to reach a repository here: https is", Name(u), u.Scheme)
-	}
 	s := &service{c: c, repo: u, base: u, caps: map[string]string{}}
-	ask := u.JoinPath("info/refs")
+	var first io.ReadCloser
+	var err error
+	switch u.Scheme {
+	case "https", "http":
+		first, err = s.ask(ctx)
+	case "ssh":
+		first, err = s.run(ctx)
+	default:
+		err = goproxy.Errorf(http.StatusNotImplemented, "%s: %s is not a way to reach a repository here: https and ssh are", Name(u), u.Scheme)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if s.in == nil {
+		defer first.Close()
+	}
+	r := &reader{r: first, left: c.Limits.orDefault().RefBytes}
+	if err := s.readAdvertisement(r); err != nil {
+		s.close()
+		return nil, s.wrong("refs", err)
+	}
+	if f := s.caps["object-format"]; f != "" && f != "sha1" {
+		s.close()
+		return nil, goproxy.Errorf(http.StatusNotImplemented, "%s: a repository with %.20s hashes; only sha1 is supported", Name(u), f)
+	}
+	return s, nil
+}
+
+// ask asks an HTTP server for what it says first.
+func (s *service) ask(ctx context.Context) (io.ReadCloser, error) {
+	ask := s.repo.JoinPath("info/refs")
 	ask.RawQuery = "service=git-upload-pack"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, ask.String(), nil)
 	if err != nil {
@@ -44,9 +75,9 @@ func (c *Client) open(ctx context.Context, u *url.URL) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close()
 	if t := resp.Header.Get("Content-Type"); t != "application/x-git-upload-pack-advertisement" {
-		return nil, goproxy.NotFound("%s: no git repository is served there: the answer is %.60q", Name(u), t)
+		resp.Body.Close()
+		return nil, goproxy.NotFound("%s: no git repository is served there: the answer is %.60q", Name(s.repo), t)
 	}
 	// git asks where a redirect led for the rest.
 	if final, ok := strings.CutSuffix(resp.Request.URL.Path, "/info/refs"); ok {
@@ -54,14 +85,29 @@ func (c *Client) open(ctx context.Context, u *url.URL) (*service, error) {
 		base.Path, base.RawPath, base.RawQuery = final, "", ""
 		s.base = &base
 	}
-	r := &reader{r: resp.Body, left: c.Limits.orDefault().RefBytes}
-	if err := s.readAdvertisement(r); err != nil {
-		return nil, broken(u, "refs: %w", err)
+	return resp.Body, nil
+}
+
+// run starts git-upload-pack over SSH.
+func (s *service) run(ctx context.Context) (io.ReadCloser, error) {
+	in, out := io.Pipe()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.repo.String(), in)
+	if err != nil {
+		return nil, err
 	}
-	if f := s.caps["object-format"]; f != "" && f != "sha1" {
-		return nil, goproxy.Errorf(http.StatusNotImplemented, "%s: a repository with %.20s hashes; only sha1 is supported", Name(u), f)
+	resp, err := s.do(req)
+	if err != nil {
+		return nil, err
 	}
-	return s, nil
+	s.in, s.out = out, resp.Body
+	return s.out, nil
+}
+
+func (s *service) close() {
+	if s.in != nil {
+		s.in.Close()
+		s.out.Close()
+	}
 }
 
 func (s *service) readAdvertisement(r *reader) error {
@@ -110,6 +156,9 @@ func (s *service) readAdvertisement(r *reader) error {
 				}
 				s.caps[name] = value
 			}
+			if f := s.caps["object-format"]; f != "" && f != "sha1" {
+				return nil // its hashes are none here
+			}
 		}
 		hash, name, ok := strings.Cut(text, " ")
 		switch {
@@ -131,8 +180,15 @@ func (s *service) readAdvertisement(r *reader) error {
 	return nil
 }
 
-// post sends a request to the service; the answer's body must be closed.
+// post sends a request to the service; the answer's body must be closed. A service over
+// SSH takes one.
 func (s *service) post(ctx context.Context, body []byte) (io.ReadCloser, error) {
+	if s.in != nil {
+		// A server that does not read is one that does not answer. The write ends when
+		// the service is closed, if not before.
+		go s.in.Write(body)
+		return io.NopCloser(s.out), nil
+	}
 	u := s.base.JoinPath("git-upload-pack")
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), bytes.NewReader(body))
 	if err != nil {
@@ -177,18 +233,28 @@ func (s *service) do(req *http.Request) (*http.Response, error) {
 }
 
 func (s *service) failed(err error) error {
-	var e *goproxy.Error
-	if errors.As(err, &e) { // the transport's own: not allowed, say
-		return err
-	}
 	var ue *url.Error
 	if errors.As(err, &ue) {
 		err = ue.Err // its text has the URL
+	}
+	var e *goproxy.Error
+	if errors.As(err, &e) { // the transport's own: not allowed, say
+		return fmt.Errorf("%s: %w", Name(s.repo), err)
 	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%s: %w", Name(s.repo), err)
 	}
 	return broken(s.repo, "%w", err)
+}
+
+// wrong is the error for an answer that can't be used; where the transport knows why,
+// it is the transport's.
+func (s *service) wrong(what string, err error) error {
+	var e *goproxy.Error
+	if errors.As(err, &e) {
+		return fmt.Errorf("%s: %w", Name(s.repo), err)
+	}
+	return broken(s.repo, what+": %w", err)
 }
 
 // status is the error for an answer that is not a 200.

@@ -77,11 +77,21 @@ func (r *Remote) credential(u *url.URL) *credential {
 		return nil
 	}
 	for i, c := range r.creds {
-		for _, at := range []string{u.Host + u.Path, u.Hostname() + u.Path} {
-			if rest, ok := strings.CutPrefix(at, c.prefix); ok && (rest == "" || rest[0] == '/') {
-				return &r.creds[i]
-			}
+		if hasPrefix(u, c.prefix) {
+			return &r.creds[i]
 		}
 	}
 	return nil
+}
+
+// hasPrefix reports whether a URL's host/path, the host with or without its port, is
+// the prefix or below it.
+func hasPrefix(u *url.URL, prefix string) bool {
+	below := webPath(u)
+	for _, at := range []string{u.Host + below, u.Hostname() + below} {
+		if rest, ok := strings.CutPrefix(at, prefix); ok && (rest == "" || rest[0] == '/') {
+			return true
+		}
+	}
+	return false
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"path"
 	"regexp"
 	"strings"
 	"sync"
@@ -33,17 +34,20 @@ type Repo struct {
 // with an element that ends in a version control system's name is one as well.
 // Source: cmd/go/internal/vcs, vcsPaths.
 var hosted = []struct {
-	host string
-	re   *regexp.Regexp
-	vcs  string
+	host  string
+	re    *regexp.Regexp
+	vcs   string
+	plain bool // a name with the ending of a version control system is refused
 }{
-	{"github.com/", regexp.MustCompile(`^(github\.com/[\w.\-]+/[\w.\-]+)(/[\w.\-]+)*$`), "git"},
-	{"bitbucket.org/", regexp.MustCompile(`^(bitbucket\.org/[\w.\-]+/[\w.\-]+)(/[\w.\-]+)*$`), "git"},
-	{"hub.jazz.net/git/", regexp.MustCompile(`^(hub\.jazz\.net/git/[a-z0-9]+/[\w.\-]+)(/[\w.\-]+)*$`), "git"},
-	{"git.apache.org/", regexp.MustCompile(`^(git\.apache\.org/[a-z0-9_.\-]+\.git)(/[\w.\-]+)*$`), "git"},
-	{"git.openstack.org/", regexp.MustCompile(`^(git\.openstack\.org/[\w.\-]+/[\w.\-]+)(\.git)?(/[\w.\-]+)*$`), "git"},
-	{"chiselapp.com/", regexp.MustCompile(`^(chiselapp\.com/user/[A-Za-z0-9]+/repository/[\w.\-]+)$`), "fossil"},
+	{"github.com/", regexp.MustCompile(`^(github\.com/[\w.\-]+/[\w.\-]+)(/[\w.\-]+)*$`), "git", true},
+	{"bitbucket.org/", regexp.MustCompile(`^(bitbucket\.org/[\w.\-]+/[\w.\-]+)(/[\w.\-]+)*$`), "git", true},
+	{"hub.jazz.net/git/", regexp.MustCompile(`^(hub\.jazz\.net/git/[a-z0-9]+/[\w.\-]+)(/[\w.\-]+)*$`), "git", true},
+	{"git.apache.org/", regexp.MustCompile(`^(git\.apache\.org/[a-z0-9_.\-]+\.git)(/[\w.\-]+)*$`), "git", false},
+	{"git.openstack.org/", regexp.MustCompile(`^(git\.openstack\.org/[\w.\-]+/[\w.\-]+)(\.git)?(/[\w.\-]+)*$`), "git", false},
+	{"chiselapp.com/", regexp.MustCompile(`^(chiselapp\.com/user/[A-Za-z0-9]+/repository/[\w.\-]+)$`), "fossil", false},
 }
+
+var suffixed = regexp.MustCompile(`\.(bzr|fossil|git|hg|svn)$`)
 
 var anyHost = regexp.MustCompile(`^((([a-z0-9.\-]+\.)+[a-z0-9.\-]+(:[0-9]+)?(/~?[\w.\-]+)+?)\.(bzr|fossil|git|hg|svn))(/~?[\w.\-]+)*$`)
 
@@ -60,6 +64,9 @@ func (r *Remote) Discover(ctx context.Context, modulePath string) (*Repo, error)
 		m := h.re.FindStringSubmatch(modulePath)
 		if m == nil {
 			return nil, goproxy.NotFound("%s: %s has no repositories with such a path", modulePath, strings.TrimSuffix(h.host, "/"))
+		}
+		if h.plain && suffixed.MatchString(m[1]) {
+			return nil, goproxy.NotFound("%s: a path of %s has no %s in it", modulePath, strings.TrimSuffix(h.host, "/"), path.Ext(m[1]))
 		}
 		return r.repo(modulePath, goImport{m[1], h.vcs, "https://" + m[1], ""})
 	}
@@ -80,8 +87,11 @@ func (r *Remote) repo(modulePath string, g goImport) (*Repo, error) {
 		return nil, goproxy.Errorf(http.StatusNotImplemented,
 			"%s is kept in %.20s at %.200s; only git is supported: name an upstream proxy that has it (setting upstream)", modulePath, g.VCS, redact(g.URL))
 	}
-	u, err := url.Parse(r.Rewrite(g.URL))
-	if err != nil || u.Host == "" || strings.HasPrefix(u.Path, "-") {
+	u, err := parseRepo(r.rewrite(g.URL, g.VCS == "mod"))
+	if err == nil && u.Scheme == "ssh" {
+		_, err = uploadPack(u.Path)
+	}
+	if !strings.Contains(g.URL, "://") || err != nil || u.Host == "" || strings.HasPrefix(u.Path, "-") || g.VCS == "mod" && u.Scheme == "ssh" {
 		return nil, goproxy.Errorf(http.StatusBadGateway, "%s: %.200q is not the URL of a repository", modulePath, redact(g.URL))
 	}
 	return &Repo{Root: g.Prefix, VCS: g.VCS, URL: u, PublicURL: g.URL, SubDir: g.SubDir}, nil
@@ -125,7 +135,7 @@ func (r *Remote) ask(ctx context.Context, pagePath, modulePath string) (*goImpor
 	}
 	var errs []error
 	for _, scheme := range schemes {
-		at := r.Rewrite(scheme + "://" + pagePath)
+		at := r.rewrite(scheme+"://"+pagePath, true)
 		g, err := r.page(ctx, at+"?go-get=1", modulePath)
 		if err == nil {
 			return g, at, nil

@@ -26,7 +26,8 @@ import (
 type Options struct {
 	// InsteadOf are "FROM=TO", as git's url.TO.insteadOf=FROM: a URL that begins
 	// with FROM begins with TO instead; the longest FROM wins. The host of TO may
-	// be anywhere, and http: the operator named it.
+	// be anywhere, and http: the operator named it. TO may be ssh://user@host/… and
+	// user@host:…; such a rule is for repositories alone, not for pages.
 	InsteadOf []string
 	// AllowHosts are patterns (path.Match) of hosts that may have private addresses.
 	AllowHosts []string
@@ -37,6 +38,13 @@ type Options struct {
 	// beginning of host/path. The longest wins, before Netrc.
 	Tokens []string
 	Netrc  string // the content of a netrc file
+	// SSHKeys are "FILE" or "PREFIX=FILE": private keys. Those with the longest
+	// prefix of host/path are offered, in their order; without one SSH is refused.
+	SSHKeys       []string
+	SSHPassphrase string // of keys that are encrypted
+	// KnownHosts names the file of the hosts that SSH may reach; "": none is known.
+	// Keys and known hosts are read once, by New.
+	KnownHosts string
 	// Wrap bounds what is asked of each host; nil: nothing does.
 	Wrap func(http.RoundTripper) http.RoundTripper
 	// Dial is for tests; nil dials.
@@ -46,11 +54,18 @@ type Options struct {
 // Remote reaches hosts. It is safe for concurrent use.
 type Remote struct {
 	o         Options
-	insteadOf [][2]string // the longest first
+	insteadOf []rule // the longest From first
 	creds     []credential
-	trusted   map[string]bool // hosts that the operator named
+	trusted   map[string]bool // hosts that the operator named; ssh://host:port
+	ssh       *sshTransport
 	http      *http.Client
 	found     cache
+}
+
+// rule is one of InsteadOf.
+type rule struct {
+	from, to string
+	url      *url.URL // to
 }
 
 const (
@@ -61,16 +76,20 @@ const (
 // New checks the options. An error names what is wrong, and no secret.
 func New(o Options) (*Remote, error) {
 	r := &Remote{o: o, trusted: map[string]bool{}}
-	for _, rule := range o.InsteadOf {
-		from, to, ok := strings.Cut(rule, "=")
-		u, err := url.Parse(to)
-		if !ok || from == "" || err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
-			return nil, fmt.Errorf("vcs-instead-of: %q is not FROM=TO with a URL of http or https as TO", redact(rule))
+	for _, text := range o.InsteadOf {
+		from, to, ok := strings.Cut(text, "=")
+		u, err := parseRepo(to)
+		if !ok || from == "" || err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" && u.Scheme != "ssh" {
+			return nil, fmt.Errorf("vcs-instead-of: %q is not FROM=TO with a URL of https, http or ssh, or user@host:path, as TO", redact(text))
 		}
-		r.insteadOf = append(r.insteadOf, [2]string{from, to})
-		r.trusted[u.Host] = true
+		r.insteadOf = append(r.insteadOf, rule{from, to, u})
+		if u.Scheme == "ssh" {
+			r.trusted["ssh://"+address(u)] = true
+		} else {
+			r.trusted[u.Host] = true
+		}
 	}
-	slices.SortStableFunc(r.insteadOf, func(a, b [2]string) int { return len(b[0]) - len(a[0]) })
+	slices.SortStableFunc(r.insteadOf, func(a, b rule) int { return len(b.from) - len(a.from) })
 	for _, p := range o.AllowHosts {
 		if _, err := path.Match(p, "host"); err != nil || p == "" {
 			return nil, fmt.Errorf("vcs-allow-host: %q is not a pattern of hosts", p)
@@ -85,6 +104,10 @@ func New(o Options) (*Remote, error) {
 	}
 	slices.SortStableFunc(r.creds, func(a, b credential) int { return len(b.prefix) - len(a.prefix) })
 	r.creds = append(r.creds, parseNetrc(o.Netrc)...)
+	var err error
+	if r.ssh, err = newSSH(r, o); err != nil {
+		return nil, err
+	}
 	r.http = &http.Client{Transport: r.transport(), CheckRedirect: r.checkRedirect}
 	return r, nil
 }
@@ -101,29 +124,39 @@ func redact(s string) string {
 
 // HTTP is the client that all of a host's protocols go over. It connects to public
 // addresses, and to hosts that the operator named; it follows redirects by the same
-// rules; it adds the credentials that are set for a URL.
+// rules; it adds the credentials that are set for a URL. A POST to the ssh URL of a
+// repository runs git-upload-pack there: the request's body is its input, the answer's
+// its output.
 func (r *Remote) HTTP() *http.Client { return r.http }
 
-// Rewrite applies InsteadOf.
-func (r *Remote) Rewrite(rawURL string) string {
+// Rewrite applies InsteadOf to the URL of a repository.
+func (r *Remote) Rewrite(rawURL string) string { return r.rewrite(rawURL, false) }
+
+// rewrite with web leaves out the rules whose TO is no place for pages.
+func (r *Remote) rewrite(rawURL string, web bool) string {
 	for _, rule := range r.insteadOf {
-		if rest, ok := strings.CutPrefix(rawURL, rule[0]); ok {
-			return rule[1] + rest
+		if rest, ok := strings.CutPrefix(rawURL, rule.from); ok && !(web && rule.url.Scheme == "ssh") {
+			return rule.to + rest
 		}
 	}
 	return rawURL
 }
 
-// Module is the URL of a repository as its module path: Rewrite, undone.
+// Module is the URL of a repository, as its host names it on the web, as its module
+// path: Rewrite, undone.
 func (r *Remote) Module(rawURL string) string {
+	_, bare, _ := strings.Cut(rawURL, "://")
 	for _, rule := range r.insteadOf {
-		if rest, ok := strings.CutPrefix(rawURL, rule[1]); ok {
-			rawURL = rule[0] + rest
+		rest, ok := strings.CutPrefix(rawURL, rule.to)
+		if rule.url.Scheme == "ssh" { // the web has another scheme there, and another port
+			rest, ok = strings.CutPrefix(bare, rule.url.Hostname()+webPath(rule.url))
+		}
+		if ok {
+			_, bare, _ = strings.Cut(rule.from+rest, "://")
 			break
 		}
 	}
-	_, path, _ := strings.Cut(rawURL, "://")
-	return path
+	return bare
 }
 
 func (r *Remote) insecure(modulePath string) bool {
@@ -140,12 +173,16 @@ func (r *Remote) transport() http.RoundTripper {
 		TLSHandshakeTimeout: dialTimeout, MaxResponseHeaderBytes: 64 << 10,
 		DialContext: r.dial,
 	}
+	t.RegisterProtocol("ssh", r.ssh)
 	bounded := http.RoundTripper(t)
 	if r.o.Wrap != nil {
 		bounded = r.o.Wrap(t)
 	}
 	return roundTripper(func(req *http.Request) (*http.Response, error) {
 		host := req.URL.Host
+		if req.URL.Scheme == "ssh" { // which looks at addresses itself
+			return bounded.RoundTrip(req)
+		}
 		switch {
 		case req.URL.Scheme == "https":
 		case req.URL.Scheme == "http" && (r.trusted[host] || req.Context().Value(openKey{}) != nil):
@@ -180,8 +217,8 @@ func (r *Remote) checkRedirect(req *http.Request, via []*http.Request) error {
 	switch {
 	case len(via) >= maxRedirects:
 		return goproxy.Errorf(http.StatusBadGateway, "%s: more than %d redirects", via[0].URL.Host, maxRedirects)
-	case last.Scheme == "https" && req.URL.Scheme != "https":
-		return goproxy.Errorf(http.StatusForbidden, "%s: a redirect from https to %s is not followed", last.Host, req.URL.Scheme)
+	case last.Scheme == "https" && req.URL.Scheme != "https", req.URL.Scheme == "ssh":
+		return goproxy.Errorf(http.StatusForbidden, "%s: a redirect from %s to %s is not followed", last.Host, last.Scheme, req.URL.Scheme)
 	case req.URL.User != nil:
 		return goproxy.Errorf(http.StatusForbidden, "%s: a redirect to a URL with a user in it is not followed", last.Host)
 	}
@@ -197,9 +234,11 @@ type redirectedKey struct{}
 
 // allowed reports whether a host may have any address.
 func (r *Remote) allowed(host string) bool {
-	if r.trusted[host] {
-		return true
-	}
+	return r.trusted[host] || r.allowHost(host)
+}
+
+// allowHost reports whether AllowHosts has a host, with or without its port.
+func (r *Remote) allowHost(host string) bool {
 	name := host
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		name = h
@@ -214,9 +253,6 @@ func (r *Remote) allowed(host string) bool {
 // dial connects, and looks at the address after the name was resolved: a name that
 // resolves to another address the second time is no way around it.
 func (r *Remote) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	if r.o.Dial != nil {
-		return r.o.Dial(ctx, network, address)
-	}
 	redirected := ctx.Value(redirectedKey{}) != nil
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -230,6 +266,14 @@ func (r *Remote) dial(ctx context.Context, network, address string) (net.Conn, e
 	if redirected && !slices.ContainsFunc(r.o.AllowHosts, func(p string) bool { ok, _ := path.Match(p, host); return ok }) {
 		free = isProxy(address)
 	}
+	return r.connect(ctx, network, address, free)
+}
+
+// connect connects to an address that must be on the internet unless it is free.
+func (r *Remote) connect(ctx context.Context, network, address string, free bool) (net.Conn, error) {
+	if r.o.Dial != nil {
+		return r.o.Dial(ctx, network, address)
+	}
 	d := net.Dialer{Timeout: dialTimeout}
 	if !free {
 		d.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
@@ -238,7 +282,8 @@ func (r *Remote) dial(ctx context.Context, network, address string) (net.Conn, e
 				return err
 			}
 			if !public(ap.Addr()) {
-				return forbidden(host, ap.Addr())
+				name, _, _ := net.SplitHostPort(address)
+				return forbidden(name, ap.Addr())
 			}
 			return nil
 		}

@@ -111,7 +111,7 @@ func TestGuard(t *testing.T) {
 func TestOptions(t *testing.T) {
 	for want, o := range map[string]Options{
 		"vcs-instead-of: \"nothing\"":        {InsteadOf: []string{"nothing"}},
-		"vcs-instead-of":                     {InsteadOf: []string{"https://a/=ssh://b/"}},
+		"vcs-instead-of":                     {InsteadOf: []string{"https://a/=git://b/"}},
 		"https://…@b/":                       {InsteadOf: []string{"https://a/=ftp://u:s3cret@b/"}},
 		"vcs-allow-host: \"[\"":              {AllowHosts: []string{"["}},
 		"vcs-token: entry 2: it is not HOST": {Tokens: []string{"a=b", "s3cret"}},
@@ -222,7 +222,8 @@ func TestDiscover(t *testing.T) {
 		"mod.example.org/a/b":       "mod.example.org/a git https://git.example.org/a ",
 		"mod.example.org/sub":       "mod.example.org/sub git https://a.example.org/a lib/go",
 		"mod.example.org/proxy":     "mod.example.org/proxy mod https://proxy.example.org ",
-		"github.com/a":              "404", "nodot/x": "400", "mod.example.org/none": "404", "mod.example.org/body": "404", "mod.example.org/other": "404",
+		"github.com/a/b.git":        "404", "github.com/a/b.git/c": "404", "bitbucket.org/a/b.hg/c": "404", "github.com/a/b.gitx/c": "github.com/a/b.gitx git https://github.com/a/b.gitx ",
+		"github.com/a": "404", "nodot/x": "400", "mod.example.org/none": "404", "mod.example.org/body": "404", "mod.example.org/other": "404",
 		"mod.example.org/lie": "404", "mod.example.org/two": "502", "mod.example.org/hg": "501", "git.example.org/x.hg": "501", "mod.example.org/broken": "502",
 		"mod.example.org/updir": "502", "mod.example.org/scheme": "502", "mod.example.org/charset": "502",
 		"chiselapp.com/user/a/repository/b": "501", "Bad Path": "400",

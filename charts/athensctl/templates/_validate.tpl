@@ -1,7 +1,7 @@
 {{/* Combinations that can't work, each with a sentence that says why. */}}
 {{- define "athensctl.validate" -}}
 {{- $v := .Values }}
-{{- range list "role" "listen" "storage-listen" "crawler-listen" "data-dir" "cache-dir" "store" "storage-url" "crawler-url" "internal-token" "network-mode" "drain-delay" "drain-timeout" "require-header" "cosmos-endpoint" "cosmos-key" "cosmos-connection-string" "cosmos-database" "cosmos-regions" "blob-endpoint" "blob-container" "blob-connection-string" "vcs-tokens" "vcs-netrc" "otlp-endpoint" "otlp-headers" "trace-sample" }}
+{{- range list "role" "listen" "storage-listen" "crawler-listen" "data-dir" "cache-dir" "store" "storage-url" "crawler-url" "internal-token" "network-mode" "drain-delay" "drain-timeout" "require-header" "cosmos-endpoint" "cosmos-key" "cosmos-connection-string" "cosmos-database" "cosmos-regions" "blob-endpoint" "blob-container" "blob-connection-string" "vcs-tokens" "vcs-netrc" "vcs-ssh-key" "vcs-ssh-passphrase" "vcs-known-hosts" "otlp-endpoint" "otlp-headers" "trace-sample" }}
 {{- if hasKey $v.settings . }}{{ fail (printf "settings: %s is set by the chart, from a value of its own" .) }}{{ end }}
 {{- end }}
 {{- range list "upstream" "private" "sumdb" }}
@@ -41,6 +41,7 @@
 {{- if and .endpoint $v.networkPolicy.enabled (not .egress) }}{{ fail "tracing.endpoint is set, and networkPolicy.enabled: no pod could reach it; tracing.egress is needed, the rules that let them" }}{{ end }}
 {{- if and (not .endpoint) (or .egress .headersSecret) }}{{ fail "tracing.egress and tracing.headersSecret are for tracing.endpoint, which is not set" }}{{ end }}
 {{- end }}
+{{- if and (eq $v.networkMode "offline") $v.vcs.sshSecret }}{{ fail "networkMode is offline: nobody would ask the git hosts of vcs.sshSecret" }}{{ end }}
 {{- range $role := list "proxy" "storage" "crawler" }}
 {{- $r := index $v $role }}
 {{- $replicas := int $r.replicas }}
