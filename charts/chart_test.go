@@ -207,6 +207,8 @@ func TestNetworkPolicies(t *testing.T) {
 		from := map[string]string{"storage": "crawler proxy", "crawler": "proxy", "proxy": "anybody"}
 		if cosmos {
 			want["storage"] = "dns https"
+		}
+		if cosmos || name == "operators" { // they name who reads metrics
 			from["storage"], from["crawler"] = "crawler proxy namespace", "proxy namespace"
 		}
 		if offline {
@@ -327,6 +329,7 @@ func TestRefused(t *testing.T) {
 		"service.port=70000":                            "service/port",
 		"image.digest=sha256:12":                        "image/digest",
 		"drainSeconds=-1":                               "drainSeconds",
+		"metrics.serviceMonitor.apiVersion=v1":          "apiVersion",
 	} {
 		if out, err := render(t, "--set", set); err == nil {
 			t.Errorf("--set %s: rendered %d bytes, want %q", set, len(out), want)
