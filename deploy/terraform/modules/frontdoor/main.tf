@@ -162,7 +162,7 @@ resource "azurerm_cdn_frontdoor_firewall_policy" "this" {
     match_condition {
       match_variable = "RequestUri"
       operator       = "RegEx"
-      transforms     = ["UrlDecode", "Lowercase"]
+      transforms     = ["URLDecode", "Lowercase"]
       match_values   = ["^(https?://[^/]+)?/(metrics|internal)([/?]|$)"]
     }
   }
