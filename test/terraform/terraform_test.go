@@ -282,6 +282,7 @@ func TestRights(t *testing.T) {
 		"00000000-0000-0000-0000-00000000000a": "operators", "00000000-0000-0000-0000-00000000000d": "pipeline",
 	}
 	want := []string{
+		"cluster: Managed Identity Operator on " + group + "Microsoft.ManagedIdentity/userAssignedIdentities/kubelet",
 		"cluster: Network Contributor on " + subnets + "entrance",
 		"cluster: Network Contributor on " + subnets + "nodes",
 		"kubelet: AcrPull on " + registry,
@@ -311,8 +312,8 @@ func TestRights(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: rights are\n%s\nwant\n%s", name, strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
-		// Two identities, and pods are the one of storage alone.
-		if ids := site.ofType(t, "azurerm_user_assigned_identity"); len(ids) != 2 {
+		// Of these identities pods can be the one of storage alone.
+		if ids := site.ofType(t, "azurerm_user_assigned_identity"); len(ids) != 3 {
 			t.Errorf("%s: %d identities", name, len(ids))
 		}
 		if f := site.ofType(t, "azurerm_federated_identity_credential"); len(f) != 1 || !strings.HasSuffix(fmt.Sprint(f[0].Values["user_assigned_identity_id"]), "/storage") {

@@ -18,6 +18,7 @@ mock_resource "azurerm_user_assigned_identity" {
     id           = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/site/providers/Microsoft.ManagedIdentity/userAssignedIdentities/some"
     principal_id = "00000000-0000-0000-0000-000000000010"
     client_id    = "00000000-0000-0000-0000-000000000011"
+    tenant_id    = "00000000-0000-0000-0000-00000000000e"
   }
 }
 
@@ -26,11 +27,6 @@ mock_resource "azurerm_kubernetes_cluster" {
     id                     = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/site/providers/Microsoft.ContainerService/managedClusters/site"
     node_resource_group_id = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/site-nodes"
     oidc_issuer_url        = "https://westeurope.oic.prod-aks.azure.com/tenant/cluster/"
-    kubelet_identity = {
-      client_id                 = "00000000-0000-0000-0000-000000000020"
-      object_id                 = "00000000-0000-0000-0000-000000000021"
-      user_assigned_identity_id = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/site-nodes/providers/Microsoft.ManagedIdentity/userAssignedIdentities/kubelet"
-    }
   }
 }
 

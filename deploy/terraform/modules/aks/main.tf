@@ -7,6 +7,22 @@ resource "azurerm_user_assigned_identity" "cluster" {
   tags                = var.tags
 }
 
+# The nodes' own: what pulls images.
+resource "azurerm_user_assigned_identity" "kubelet" {
+  name                = "${var.name}-kubelet"
+  resource_group_name = var.resource_group_name
+  location            = var.location
+  tags                = var.tags
+}
+
+# The cluster gives it to the nodes.
+resource "azurerm_role_assignment" "kubelet" {
+  scope                = azurerm_user_assigned_identity.kubelet.id
+  role_definition_name = "Managed Identity Operator"
+  principal_id         = azurerm_user_assigned_identity.cluster.principal_id
+  principal_type       = "ServicePrincipal"
+}
+
 # The cluster makes load balancers and private link services in these two.
 resource "azurerm_role_assignment" "network" {
   for_each = {
@@ -40,6 +56,7 @@ resource "azurerm_kubernetes_cluster" "this" {
   run_command_enabled               = false
   azure_active_directory_role_based_access_control {
     azure_rbac_enabled = true
+    tenant_id          = azurerm_user_assigned_identity.cluster.tenant_id
   }
   api_server_access_profile {
     authorized_ip_ranges = var.api_server_ranges
@@ -48,6 +65,11 @@ resource "azurerm_kubernetes_cluster" "this" {
   identity {
     type         = "UserAssigned"
     identity_ids = [azurerm_user_assigned_identity.cluster.id]
+  }
+  kubelet_identity {
+    client_id                 = azurerm_user_assigned_identity.kubelet.client_id
+    object_id                 = azurerm_user_assigned_identity.kubelet.principal_id
+    user_assigned_identity_id = azurerm_user_assigned_identity.kubelet.id
   }
 
   # The chart's NetworkPolicies are what keeps proxies from the internet: Cilium holds them.
@@ -119,7 +141,7 @@ resource "azurerm_kubernetes_cluster" "this" {
     # The autoscaler's.
     ignore_changes = [default_node_pool[0].node_count]
   }
-  depends_on = [azurerm_role_assignment.network]
+  depends_on = [azurerm_role_assignment.network, azurerm_role_assignment.kubelet]
 }
 
 resource "azurerm_kubernetes_cluster_node_pool" "work" {
@@ -158,7 +180,7 @@ resource "azurerm_container_registry" "this" {
 resource "azurerm_role_assignment" "pull" {
   scope                = azurerm_container_registry.this.id
   role_definition_name = "AcrPull"
-  principal_id         = azurerm_kubernetes_cluster.this.kubelet_identity[0].object_id
+  principal_id         = azurerm_user_assigned_identity.kubelet.principal_id
   principal_type       = "ServicePrincipal"
 }
 

@@ -114,6 +114,7 @@ resource "azurerm_cdn_frontdoor_firewall_policy" "this" {
   name                       = replace(var.name, "-", "")
   resource_group_name        = var.resource_group_name
   sku_name                   = local.sku
+  enabled                    = true
   mode                       = "Prevention"
   request_body_check_enabled = true
   tags                       = var.tags
@@ -162,7 +163,7 @@ resource "azurerm_cdn_frontdoor_firewall_policy" "this" {
     match_condition {
       match_variable = "RequestUri"
       operator       = "RegEx"
-      transforms     = ["URLDecode", "Lowercase"]
+      transforms     = ["UrlDecode", "Lowercase"]
       match_values   = ["^(https?://[^/]+)?/(metrics|internal)([/?]|$)"]
     }
   }

@@ -2,12 +2,21 @@ mock_provider "azurerm" {
   source = "../mocks"
 }
 
-# Two identities that would else be one: who may what is told apart by them.
+# Identities and subnets that would else be one: who may what is told apart by them.
 override_resource {
   target = module.site.module.aks.azurerm_user_assigned_identity.cluster
   values = {
     id           = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/site/providers/Microsoft.ManagedIdentity/userAssignedIdentities/cluster"
     principal_id = "00000000-0000-0000-0000-0000000000c1"
+    tenant_id    = "00000000-0000-0000-0000-00000000000e"
+  }
+}
+override_resource {
+  target = module.site.module.aks.azurerm_user_assigned_identity.kubelet
+  values = {
+    id           = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/site/providers/Microsoft.ManagedIdentity/userAssignedIdentities/kubelet"
+    principal_id = "00000000-0000-0000-0000-000000000021"
+    client_id    = "00000000-0000-0000-0000-000000000022"
   }
 }
 override_resource {

@@ -2,6 +2,15 @@ mock_provider "azurerm" {
   source = "../../mocks"
 }
 
+override_resource {
+  target = azurerm_user_assigned_identity.kubelet
+  values = {
+    id           = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/site/providers/Microsoft.ManagedIdentity/userAssignedIdentities/kubelet"
+    principal_id = "00000000-0000-0000-0000-000000000021"
+    client_id    = "00000000-0000-0000-0000-000000000022"
+  }
+}
+
 variables {
   name                = "site"
   resource_group_name = "site"
@@ -56,7 +65,7 @@ run "cluster" {
     error_message = "The registry has a password, or is open."
   }
   assert {
-    condition     = azurerm_role_assignment.pull.principal_id == azurerm_kubernetes_cluster.this.kubelet_identity[0].object_id && azurerm_role_assignment.pull.scope == azurerm_container_registry.this.id && azurerm_role_assignment.pull.role_definition_name == "AcrPull"
+    condition     = azurerm_role_assignment.pull.principal_id == azurerm_user_assigned_identity.kubelet.principal_id && azurerm_kubernetes_cluster.this.kubelet_identity[0].object_id == azurerm_user_assigned_identity.kubelet.principal_id && azurerm_role_assignment.pull.scope == azurerm_container_registry.this.id && azurerm_role_assignment.pull.role_definition_name == "AcrPull"
     error_message = "The kubelet may not pull from the registry, or more."
   }
   assert {
