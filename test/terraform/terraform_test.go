@@ -85,10 +85,10 @@ type message struct {
 	File  string `json:"@testfile"`
 	Run   string `json:"@testrun"`
 	State struct {
-		Root    tree `json:"root"`
+		Root    tree `json:"root_module"`
 		Outputs map[string]struct {
 			Value any `json:"value"`
-		} `json:"root_module_outputs"`
+		} `json:"outputs"`
 	} `json:"test_state"`
 	Diagnostic struct {
 		Severity string `json:"severity"`
@@ -236,7 +236,8 @@ func TestContainers(t *testing.T) {
 		for _, r := range site.ofType(t, "azurerm_cosmosdb_sql_container") {
 			v := r.Values
 			for _, other := range []string{"unique_key", "throughput", "autoscale_settings", "analytical_storage_ttl"} {
-				if l, isList := v[other].([]any); v[other] != nil && !(isList && len(l) == 0) {
+				// What is left out is an empty list or, where Azure would say it, a mocked 0.
+				if l, isList := v[other].([]any); v[other] != nil && v[other] != 0.0 && !(isList && len(l) == 0) {
 					t.Errorf("%s: %s has %s %v, which storage init sets none of", name, r.Address, other, v[other])
 				}
 			}
@@ -370,10 +371,13 @@ func TestClosed(t *testing.T) {
 				t.Errorf("%s: %s", name, r.Address)
 			}
 		}
-		for _, k := range []string{"shared_access_key_enabled", "minimal_tls_version", "min_tls_version", "https_redirect_enabled", "local_account_disabled", "container_access_type"} {
+		for _, k := range []string{"shared_access_key_enabled", "minimal_tls_version", "min_tls_version", "local_account_disabled", "container_access_type"} {
 			if seen[k] == 0 {
 				t.Errorf("%s: no resource has %s: this test looks at nothing", name, k)
 			}
+		}
+		if published := strings.HasSuffix(name, "/published") || strings.HasSuffix(name, "/over_the_internet"); published != (seen["https_redirect_enabled"] == 2) {
+			t.Errorf("%s: %d routes go to https", name, seen["https_redirect_enabled"])
 		}
 		// Nodes in all zones, and zips in three data centres where it is production.
 		for _, r := range append(site.ofType(t, "azurerm_kubernetes_cluster"), site.ofType(t, "azurerm_kubernetes_cluster_node_pool")...) {
@@ -574,6 +578,10 @@ func TestRefused(t *testing.T) {
 		}
 		files := map[string]string{}
 		for variables := range refused {
+			// One site is enough for what both have from the same module as it is.
+			if root != "staging" && !strings.HasPrefix(variables, "cosmos") {
+				continue
+			}
 			file := fmt.Sprintf("r%d.tftest.hcl", len(files))
 			text := before + "\nrun \"refused\" {\n  command = plan\n  variables {\n    " + variables + "\n  }\n}\n"
 			if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
