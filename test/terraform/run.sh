@@ -15,14 +15,14 @@ git ls-files -z --cached --others --exclude-standard deploy charts/athensctl/fil
 cd "$tmp/deploy/terraform"
 
 # The provider comes from a folder laid out by its address, which Terraform tells.
-address=$("$TERRAFORM" -chdir=modules/network providers | sed -n 's/.*provider\[\([^]]*\)\].*/\1/p' | head -1)
+export TF_CLI_CONFIG_FILE=$tmp/terraformrc TF_IN_AUTOMATION=1 CHECKPOINT_DISABLE=1
+echo "provider_installation { filesystem_mirror { path = \"$tmp/mirror\" } }" >"$TF_CLI_CONFIG_FILE"
+address=$("$TERRAFORM" -chdir=modules/network providers | sed -n 's/.*provider\[\([^]]*\)\].*/\1/p')
 version=$(basename "$(dirname "$AZURERM")")
 version=${version##*-v}
 mirror=$tmp/mirror/$address/$version/$(go env GOOS)_$(go env GOARCH)
 mkdir -p "$mirror"
 ln -s "$AZURERM" "$mirror/terraform-provider-azurerm_v$version"
-export TF_CLI_CONFIG_FILE=$tmp/terraformrc TF_IN_AUTOMATION=1 CHECKPOINT_DISABLE=1
-echo "provider_installation { filesystem_mirror { path = \"$tmp/mirror\" } }" >"$TF_CLI_CONFIG_FILE"
 
 for dir in modules/* staging production; do
 	echo "-- $dir"
@@ -30,7 +30,7 @@ for dir in modules/* staging production; do
 	"$TERRAFORM" -chdir="$dir" validate -no-color
 	[ ! -d "$dir/tests" ] || "$TERRAFORM" -chdir="$dir" test -no-color
 done
-"$TFLINT" --recursive --config "$PWD/.tflint.hcl" --minimum-failure-severity=notice --no-color
+"$TFLINT" --recursive --config "$PWD/.tflint.hcl" --no-color
 echo "-- tflint: clean"
 
 cd "$OLDPWD"
