@@ -25,7 +25,7 @@ variable "deployers" {
 }
 
 variable "cosmos" {
-  description = "The Cosmos DB account: mode serverless, in one region; or autoscale, with max_throughput (request units a second) and second_region."
+  description = "The Cosmos DB account: mode serverless, in one region; or autoscale, with max_throughput (request units a second) and second_region. modules/data describes the rest."
   type = object({
     mode           = string
     max_throughput = optional(number)
@@ -33,6 +33,7 @@ variable "cosmos" {
     consistency    = optional(string, "Strong")
     zone_redundant = optional(bool, false)
     backup_days    = optional(number, 7)
+    account_name   = optional(string)
   })
 }
 

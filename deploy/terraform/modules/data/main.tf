@@ -19,7 +19,7 @@ locals {
 }
 
 resource "azurerm_cosmosdb_account" "this" {
-  name                = var.name
+  name                = coalesce(var.cosmos.account_name, var.name)
   resource_group_name = var.resource_group_name
   location            = var.location
   offer_type          = "Standard"

@@ -24,6 +24,7 @@ variable "cosmos" {
     max_throughput request units a second shared by the containers). second_region: with autoscale, the region that
     is read from, and written to after a failover. consistency: Strong, or BoundedStaleness with two regions.
     zone_redundant: replicas in several zones of each region. backup_days: 7 or 30, how far back a restore may go.
+    account_name: name of the account where it is not the site's: after a restore.
   EOT
   type = object({
     mode           = string
@@ -32,6 +33,7 @@ variable "cosmos" {
     consistency    = optional(string, "Strong")
     zone_redundant = optional(bool, false)
     backup_days    = optional(number, 7)
+    account_name   = optional(string)
   })
 
   validation {

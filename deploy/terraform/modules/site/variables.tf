@@ -82,6 +82,7 @@ variable "cosmos" {
     consistency    = optional(string, "Strong")
     zone_redundant = optional(bool, false)
     backup_days    = optional(number, 7)
+    account_name   = optional(string)
   })
 }
 

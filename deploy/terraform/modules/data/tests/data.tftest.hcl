@@ -126,7 +126,11 @@ run "autoscale" {
 
 run "bounded_staleness" {
   variables {
-    cosmos = { mode = "autoscale", max_throughput = 1000, second_region = "northeurope", consistency = "BoundedStaleness" }
+    cosmos = { mode = "autoscale", max_throughput = 1000, second_region = "northeurope", consistency = "BoundedStaleness", account_name = "site-restored" }
+  }
+  assert {
+    condition     = azurerm_cosmosdb_account.this.name == "site-restored" && azurerm_cosmosdb_sql_database.this.account_name == "site-restored"
+    error_message = "An account that was restored has another name than the site."
   }
   assert {
     condition     = azurerm_cosmosdb_account.this.consistency_policy[0].max_interval_in_seconds == 300 && azurerm_cosmosdb_account.this.consistency_policy[0].max_staleness_prefix == 100000
