@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -532,6 +533,46 @@ func TestAlerts(t *testing.T) {
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: alerts are\n%v\nthe chart's\n%v", name, got, want)
 		}
+	}
+}
+
+// The outputs, resources and names that docs/aks.md has commands with are there.
+func TestGuide(t *testing.T) {
+	text, err := os.ReadFile("../../docs/aks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	outputs := regexp.MustCompile(`terraform output (?:-raw |-json )?([a-z_]+)`).FindAllSubmatch(text, -1)
+	addresses := regexp.MustCompile(`"\$data\.([a-z_]+\.[a-z]+)`).FindAllSubmatch(text, -1)
+	fields := regexp.MustCompile(`terraform output -json cluster \| jq -r \.([a-z_]+)`).FindAllSubmatch(text, -1)
+	if len(outputs) < 8 || len(addresses) < 8 || len(fields) < 3 {
+		t.Fatalf("the guide has %d outputs, %d addresses, %d fields", len(outputs), len(addresses), len(fields))
+	}
+	for name, site := range sites(t) {
+		for _, o := range outputs {
+			if _, ok := site.outputs[string(o[1])]; !ok {
+				t.Errorf("%s: there is no output %s", name, o[1])
+			}
+		}
+		for _, f := range fields {
+			if at(site.outputs["cluster"], string(f[1])) == nil {
+				t.Errorf("%s: output cluster has no %s", name, f[1])
+			}
+		}
+		if !strings.HasPrefix(name, "production") { // staging has no locks
+			continue
+		}
+		for _, a := range addresses {
+			if !slices.ContainsFunc(site.resources, func(r resource) bool {
+				return strings.HasPrefix(r.Address+"[", "module.site.module.data."+string(a[1])+"[")
+			}) {
+				t.Errorf("%s: there is no %s", name, a[1])
+			}
+		}
+	}
+	secret := "athensctl-front-door --namespace athensctl --from-literal=header="
+	if !bytes.Contains(text, []byte(secret)) {
+		t.Errorf("the guide does not make the Secret that the chart asks for: %s…", secret)
 	}
 }
 
