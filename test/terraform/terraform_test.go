@@ -8,6 +8,7 @@ package terraform
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -324,9 +326,10 @@ func TestRights(t *testing.T) {
 	}
 }
 
-// Nothing that keeps data is public or has a password, and nothing takes TLS older than
-// 1.2: every attribute of every resource whose name says so is looked at.
-func TestClosed(t *testing.T) {
+// closed fails for what keeps data and is public or has a password, and for what takes TLS
+// older than 1.2: every attribute of every resource whose name says so is looked at.
+func closed(t *testing.T, name string, resources []resource) {
+	t.Helper()
 	want := map[string]any{
 		"shared_access_key_enabled": false, "access_key_metadata_writes_enabled": false, "local_user_enabled": false, "admin_enabled": false,
 		"anonymous_pull_enabled": false, "allow_nested_items_to_be_public": false, "container_access_type": "private", "run_command_enabled": false,
@@ -339,47 +342,55 @@ func TestClosed(t *testing.T) {
 	public := map[string]bool{
 		"azurerm_monitor_workspace": true, "azurerm_monitor_data_collection_endpoint": true, "azurerm_container_registry": true,
 	}
+	seen := map[string]int{}
+	var walk func(r resource, path string, v any)
+	walk = func(r resource, path string, v any) {
+		switch v := v.(type) {
+		case object:
+			for k, x := range v {
+				if w, ok := want[k]; ok && x != nil {
+					seen[k]++
+					if x != w {
+						t.Errorf("%s: %s: %s%s is %v, want %v", name, r.Address, path, k, x, w)
+					}
+				}
+				if k == "public_network_access_enabled" && x != false && !public[r.Type] {
+					t.Errorf("%s: %s is public", name, r.Address)
+				}
+				if k == "local_authentication_enabled" && x != false && r.Type != "azurerm_application_insights" && r.Type != "azurerm_log_analytics_workspace" {
+					t.Errorf("%s: %s has passwords", name, r.Address)
+				}
+				walk(r, path+k+".", x)
+			}
+		case []any:
+			for _, x := range v {
+				walk(r, path, x)
+			}
+		}
+	}
+	routes := 0
+	for _, r := range resources {
+		walk(r, "", r.Values)
+		switch r.Type {
+		case "azurerm_public_ip":
+			t.Errorf("%s: %s", name, r.Address)
+		case "azurerm_cdn_frontdoor_route":
+			routes++
+		}
+	}
+	for _, k := range []string{"shared_access_key_enabled", "minimal_tls_version", "min_tls_version", "local_account_disabled", "container_access_type"} {
+		if seen[k] == 0 {
+			t.Errorf("%s: no resource has %s: this test looks at nothing", name, k)
+		}
+	}
+	if seen["https_redirect_enabled"] != routes {
+		t.Errorf("%s: %d of %d routes go to https", name, seen["https_redirect_enabled"], routes)
+	}
+}
+
+func TestClosed(t *testing.T) {
 	for name, site := range sites(t) {
-		seen := map[string]int{}
-		var walk func(r resource, path string, v any)
-		walk = func(r resource, path string, v any) {
-			switch v := v.(type) {
-			case object:
-				for k, x := range v {
-					if w, ok := want[k]; ok && x != nil {
-						seen[k]++
-						if x != w && !(k == "node_public_ip_enabled" && x == false) {
-							t.Errorf("%s: %s: %s%s is %v, want %v", name, r.Address, path, k, x, w)
-						}
-					}
-					if k == "public_network_access_enabled" && x != false && !public[r.Type] {
-						t.Errorf("%s: %s is public", name, r.Address)
-					}
-					if k == "local_authentication_enabled" && x != false && r.Type != "azurerm_application_insights" && r.Type != "azurerm_log_analytics_workspace" {
-						t.Errorf("%s: %s has passwords", name, r.Address)
-					}
-					walk(r, path+k+".", x)
-				}
-			case []any:
-				for _, x := range v {
-					walk(r, path, x)
-				}
-			}
-		}
-		for _, r := range site.resources {
-			walk(r, "", r.Values)
-			if r.Type == "azurerm_public_ip" {
-				t.Errorf("%s: %s", name, r.Address)
-			}
-		}
-		for _, k := range []string{"shared_access_key_enabled", "minimal_tls_version", "min_tls_version", "local_account_disabled", "container_access_type"} {
-			if seen[k] == 0 {
-				t.Errorf("%s: no resource has %s: this test looks at nothing", name, k)
-			}
-		}
-		if published := strings.HasSuffix(name, "/published") || strings.HasSuffix(name, "/over_the_internet"); published != (seen["https_redirect_enabled"] == 2) {
-			t.Errorf("%s: %d routes go to https", name, seen["https_redirect_enabled"])
-		}
+		closed(t, name, site.resources)
 		// Nodes in all zones, and zips in three data centres where it is production.
 		for _, r := range append(site.ofType(t, "azurerm_kubernetes_cluster"), site.ofType(t, "azurerm_kubernetes_cluster_node_pool")...) {
 			zones := r.Values["zones"]
@@ -392,6 +403,92 @@ func TestClosed(t *testing.T) {
 		}
 		if blob := site.ofType(t, "azurerm_storage_account")[0].Values["account_replication_type"]; strings.HasPrefix(name, "production") && blob != "ZRS" {
 			t.Errorf("%s: Blob Storage is %v", name, blob)
+		}
+	}
+}
+
+// The provider itself, not its mock, plans both sites from their example files: so its own
+// checks between attributes have run, and its defaults are looked at too. It is signed in
+// by a stand-in for a managed identity on this machine, and asks Azure nothing.
+func TestPlan(t *testing.T) {
+	part := func(v any) string {
+		data, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return base64.RawURLEncoding.EncodeToString(data)
+	}
+	identity := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		expires := time.Now().Add(time.Hour).Unix()
+		token := part(object{"alg": "none", "typ": "JWT"}) + "." + part(object{"oid": "00000000-0000-0000-0000-00000000000a", "tid": "00000000-0000-0000-0000-00000000000e", "appid": "00000000-0000-0000-0000-00000000000c", "exp": expires}) + ".none"
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(object{"access_token": token, "token_type": "Bearer", "expires_in": "3600", "expires_on": fmt.Sprint(expires)})
+	}))
+	defer identity.Close()
+	environment := append(os.Environ(), "ARM_USE_MSI=true", "ARM_MSI_ENDPOINT="+identity.URL, "ARM_USE_CLI=false",
+		"ARM_SUBSCRIPTION_ID=00000000-0000-0000-0000-000000000001", "ARM_TENANT_ID=00000000-0000-0000-0000-00000000000e",
+		"ARM_PROVIDER_ENHANCED_VALIDATION_LOCATIONS=false", "ARM_PROVIDER_ENHANCED_VALIDATION_RESOURCE_PROVIDERS=false")
+	for root := range roots {
+		// Beside the root, so that ../modules is what it was.
+		dir := filepath.Join(os.Getenv("TERRAFORM_DIR"), "plan-"+root)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		files, err := filepath.Glob(filepath.Join(os.Getenv("TERRAFORM_DIR"), root, "*.tf"))
+		if err != nil || len(files) < 4 {
+			t.Fatal(files, err)
+		}
+		copyOf := map[string]string{filepath.Join(os.Getenv("TERRAFORM_DIR"), root, "terraform.tfvars.example"): "terraform.tfvars"}
+		for _, f := range files {
+			copyOf[f] = filepath.Base(f)
+		}
+		for from, to := range copyOf {
+			data, err := os.ReadFile(from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, to), data, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		override := "terraform {\n  backend \"local\" {}\n}\nprovider \"azurerm\" {\n  resource_providers_to_register = []\n}\n"
+		if err := os.WriteFile(filepath.Join(dir, "override.tf"), []byte(override), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		terraform := func(args ...string) []byte {
+			t.Helper()
+			cmd := exec.Command(os.Getenv("TERRAFORM"), append([]string{"-chdir=" + dir}, args...)...)
+			cmd.Env = environment
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			out, err := cmd.Output()
+			if err != nil {
+				t.Fatalf("%s: terraform %v: %v\n%s%s", root, args, err, out, stderr.String())
+			}
+			return out
+		}
+		terraform("init", "-input=false", "-no-color")
+		for name, flags := range map[string][]string{
+			"private link":      {"-var=publish=true"},
+			"over the internet": {"-var=publish=true", "-var=private_link=false", "-var=origin_host_name=origin.example.org"},
+			"serverless":        {`-var=cosmos={mode="serverless"}`},
+			"two regions":       {`-var=cosmos={mode="autoscale",max_throughput=1000,second_region="northeurope",consistency="BoundedStaleness"}`},
+			"webhook":           {"-var=publish=true", `-var=waf={webhook=true,managed_rules="Block"}`},
+		} {
+			terraform(append([]string{"plan", "-input=false", "-no-color", "-refresh=false", "-lock=false", "-out=tfplan"}, flags...)...)
+			var plan struct {
+				Values struct {
+					Root tree `json:"root_module"`
+				} `json:"planned_values"`
+			}
+			if err := json.Unmarshal(terraform("show", "-json", "tfplan"), &plan); err != nil {
+				t.Fatal(err)
+			}
+			resources := plan.Values.Root.all()
+			if len(resources) < 45 {
+				t.Errorf("%s, %s: %d resources are planned", root, name, len(resources))
+			}
+			closed(t, root+", "+name, resources)
 		}
 	}
 }

@@ -4,7 +4,7 @@ provider "azurerm" {
   storage_use_azuread = true
   resource_providers_to_register = [
     "Microsoft.AlertsManagement", "Microsoft.Cdn", "Microsoft.Compute", "Microsoft.ContainerRegistry", "Microsoft.ContainerService",
-    "Microsoft.DocumentDB", "Microsoft.Insights", "Microsoft.ManagedIdentity", "Microsoft.Monitor", "Microsoft.Network",
+    "Microsoft.DocumentDB", "microsoft.insights", "Microsoft.ManagedIdentity", "Microsoft.Monitor", "Microsoft.Network",
     "Microsoft.OperationalInsights", "Microsoft.OperationsManagement", "Microsoft.Storage",
   ]
   features {

@@ -168,13 +168,15 @@ resource "azurerm_kubernetes_cluster_node_pool" "work" {
 
 # Who pushes comes from the internet (a pipeline), with a token of Entra ID.
 resource "azurerm_container_registry" "this" {
-  name                   = var.registry.name
-  resource_group_name    = var.resource_group_name
-  location               = var.location
-  sku                    = var.registry.sku
-  admin_enabled          = false
-  anonymous_pull_enabled = false
-  tags                   = var.tags
+  name                = var.registry.name
+  resource_group_name = var.resource_group_name
+  location            = var.location
+  sku                 = var.registry.sku
+  # What Azure has of it in every registry by itself now, a Premium one has to be asked for.
+  zone_redundancy_enabled = var.registry.sku == "Premium"
+  admin_enabled           = false
+  anonymous_pull_enabled  = false
+  tags                    = var.tags
 }
 
 resource "azurerm_role_assignment" "pull" {
