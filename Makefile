@@ -24,6 +24,9 @@ export HELM        = $(BIN)/helm-v4.3.1/helm
 export KUBECONFORM = $(BIN)/kubeconform-v0.8.0/kubeconform
 export KUBE_SCHEMAS = $(CACHE)/schemas-$(KUBEVERSION)
 export KUBE_BIN     = $(BIN)/kube-$(KUBEVERSION)
+export TERRAFORM = $(BIN)/terraform-v1.11.4/terraform
+export AZURERM   = $(BIN)/terraform-provider-azurerm-v5.2.0/terraform-provider-azurerm
+export TFLINT    = $(BIN)/tflint-v0.64.0/tflint
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +53,9 @@ cluster-tools: azure $(HELM) $(KUBE_BIN)/kube ## install what test-cluster needs
 
 test-kind: $(HELM) $(KIND) ## install the chart on kind; needs docker and the internet
 	@test/step.sh "chart on kind" test/kind.sh
+
+test-terraform: $(TERRAFORM) $(AZURERM) $(TFLINT) $(HELM) ## check deploy/terraform without Azure: validate, terraform test, tflint
+	@test/step.sh "Terraform" test/terraform/run.sh
 
 image: ## build the image of the Dockerfile, with docker or buildah
 	@test/image.sh "athensctl:$(VERSION)" "$(VERSION)"
@@ -91,6 +97,17 @@ $(KUBE_BIN)/kube:
 	@test/step.sh "build Kubernetes $(KUBEVERSION)" test/cluster/kube/build.sh $@
 	@ln -sf kube $(@D)/kubectl
 
+$(TERRAFORM):
+	@test/step.sh "build Terraform 1.11.4" test/terraform/build.sh $@
+
+# The commit of release 5.2.0: the module has no tags of its major version.
+$(AZURERM):
+	@GOBIN=$(@D) test/step.sh "build Terraform's provider azurerm 5.2.0" \
+		go install -ldflags='-s -w' github.com/hashicorp/terraform-provider-azurerm@v1.44.1-0.20260824201233-fae580791926
+
+$(TFLINT):
+	@GOBIN=$(@D) test/step.sh "install tflint" go install github.com/terraform-linters/tflint@v0.64.0
+
 $(KUBECONFORM):
 	@GOBIN=$(@D) test/step.sh "install kubeconform" go install github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
 
@@ -119,4 +136,4 @@ generate: ## write again what is generated (docs/configuration.md)
 clean: ## remove what build made
 	rm -rf bin dist
 
-.PHONY: help build test test-azure test-cluster cluster-tools test-kind image image-report snapshot tools packages azure lint fuzz bench generate clean
+.PHONY: help build test test-azure test-cluster cluster-tools test-kind test-terraform image image-report snapshot tools packages azure lint fuzz bench generate clean

@@ -210,6 +210,8 @@ func TestNetworkPolicies(t *testing.T) {
 			for role := range want { // where its traces go
 				want[role] += " collector"
 			}
+		}
+		if cosmos || name == "operators" { // they name who reads metrics
 			from["storage"], from["crawler"] = "crawler proxy namespace", "proxy namespace"
 		}
 		if offline {
@@ -343,6 +345,7 @@ func TestRefused(t *testing.T) {
 		"tracing.egress[0].ports[0].port=4318":          "tracing/egress",
 		"networkMode=offline,vcs.sshSecret=x":           "nobody would ask the git hosts of vcs.sshSecret",
 		"settings.vcs-ssh-key=x":                        "vcs-ssh-key is set by the chart",
+		"metrics.serviceMonitor.apiVersion=v1":          "apiVersion",
 	} {
 		if out, err := render(t, "--set", set); err == nil {
 			t.Errorf("--set %s: rendered %d bytes, want %q", set, len(out), want)

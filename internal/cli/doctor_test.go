@@ -96,7 +96,7 @@ func TestDoctor(t *testing.T) {
 		"cosmos":           {cosmos(account), true, []string{"ok    Cosmos DB answers at " + account, "ok    Cosmos DB, database athensctl, can be read and written"}},
 		"wrong key":        {append(cosmos(account), "--cosmos-key=d3Jvbmc="), false, []string{"ok    Cosmos DB answers", "FAIL  Cosmos DB, database athensctl", "the key is wrong"}},
 		"no such database": {append(cosmos(account), "--cosmos-database=other"), false, []string{"FAIL  Cosmos DB, database other", "athensctl storage init"}},
-		"clock":            {cosmos(off), false, []string{"FAIL  Cosmos DB answers at " + off, "clock is off by 1h0m0s"}},
+		"clock":            {cosmos(off), false, []string{"FAIL  Cosmos DB answers at " + off, "clock is off by 1h0m"}},
 		"no permission":    {cosmos(faulty(cosmosfake.Fault{Status: 403, Message: "Request is blocked because principal [x] does not have required RBAC permissions to perform action [y]"})), false, []string{"Cosmos DB Built-in Data Contributor"}},
 		"firewall":         {cosmos(faulty(cosmosfake.Fault{Status: 403, Message: "Request originated from IP 192.0.2.1 through public internet. This is blocked by your Cosmos DB account firewall settings."})), false, []string{"firewall does not let this address in"}},
 

@@ -144,8 +144,9 @@ func warmCommand(environ []string, stderr io.Writer) *cobra.Command {
 files that are in them, whose hashes are compared), or lists with a module a line (path, path@version, or path and
 version; latest where there is none). Modules can be named on the command line too.
 
-With --server it asks a server that runs, as the go command would; without, it fetches by itself into the store
-that the settings name, or with --storage-url that of a storage role that runs.`,
+With --server it asks a server that runs, as the go command would, with the header that the setting require-header
+names, if any; without, it fetches by itself into the store that the settings name, or with --storage-url that of a
+storage role that runs.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			cfg, err := config.LoadForStore(cmd.Flags(), environ)
@@ -184,6 +185,18 @@ that the settings name, or with --storage-url that of a storage role that runs.`
 	return warm
 }
 
+// unlocking sends header, NAME=VALUE, to host and no other: what a proxy behind a CDN
+// asks for. "": none.
+type unlocking struct{ host, header string }
+
+func (u unlocking) RoundTrip(req *http.Request) (*http.Response, error) {
+	if name, value, ok := strings.Cut(u.header, "="); ok && req.URL.Host == u.host {
+		req = req.Clone(req.Context())
+		req.Header.Set(name, value)
+	}
+	return http.DefaultTransport.RoundTrip(req)
+}
+
 // warmSource is the server, or a crawler in this process.
 func warmSource(ctx context.Context, cfg *config.Config, server string, stderr io.Writer) (src goproxy.Source, done func() error, err error) {
 	if server != "" {
@@ -191,7 +204,8 @@ func warmSource(ctx context.Context, cfg *config.Config, server string, stderr i
 		if err != nil || len(urls) != 1 {
 			return nil, nil, fmt.Errorf("server: %q is not one http or https URL", server)
 		}
-		return &goproxy.Client{Base: urls[0], HTTP: http.DefaultClient, IdleTimeout: cfg.UpstreamTimeout}, func() error { return nil }, nil
+		client := &http.Client{Transport: unlocking{urls[0].Host, cfg.RequireHeader}}
+		return &goproxy.Client{Base: urls[0], HTTP: client, IdleTimeout: cfg.UpstreamTimeout}, func() error { return nil }, nil
 	}
 	if !cfg.Has("crawler") {
 		return nil, nil, fmt.Errorf("role %s: warm needs a crawler, or --server", cfg.Role)

@@ -132,6 +132,15 @@ func TestAhead(t *testing.T) {
 		t.Errorf("warm of what is not there: %s, %v", out, err)
 	}
 
+	// A proxy that is locked to its CDN is warmed with the CDN's header.
+	locked := start(t, "--upstream", first.url, "--data-dir", t.TempDir(), "--require-header=X-Azure-FDID=front=door")
+	if out, err := athensctl(t, "warm", "--server", locked.url, "example.com/m0@v1.0.0"); err == nil || !strings.Contains(err.Error(), "through the CDN") {
+		t.Errorf("warm of a locked proxy: %s, %v", out, err)
+	}
+	if out, err := athensctl(t, "warm", "--server", locked.url, "--require-header=X-Azure-FDID=front=door", "example.com/m0@v1.0.0"); err != nil || !strings.Contains(out, "1 versions, 0 failed") {
+		t.Errorf("warm of a locked proxy with its header: %s, %v", out, err)
+	}
+
 	second := startFleet(t, first.url, 2, 1, "--crawl-index="+first.url, "--crawl-index-since=beginning", "--crawl-poll=200ms", "--crawl-match=example.com/*")
 	have := func() int { return len(catalogOf(t, second.storage.url)) }
 	for end := time.Now().Add(30 * time.Second); have() < 21; time.Sleep(100 * time.Millisecond) {
