@@ -87,7 +87,7 @@ func Open(dir string, o Options) (*Store, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("open store: %s: %w (the folder modules beside it is whole: move ledger.db away, and it is made again)", ledger, err)
 	}
-	jobs, err := kv.OpenJournal(filepath.Join(dir, "queue"))
+	jobs, err := kv.OpenJournal(filepath.Join(dir, "queue"), o.Log)
 	if err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open store: the queue: %w", err)

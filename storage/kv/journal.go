@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -30,6 +31,7 @@ type Journal struct {
 	size     int64 // bytes of whole records
 	rewrite  int64 // the size at which the file is written anew
 	rewrites int
+	log      *slog.Logger
 }
 
 // minRewrite is the size below which a journal is not written anew.
@@ -41,13 +43,17 @@ const maxRecordBytes = 64 << 20
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // OpenJournal opens a journal, which is made when it is not there. It is for one
-// process at a time, which the caller sees to.
-func OpenJournal(name string) (*Journal, error) {
+// process at a time, which the caller sees to. log is told of what goes wrong and
+// fails nothing; nil is slog.Default.
+func OpenJournal(name string, log *slog.Logger) (*Journal, error) {
+	if log == nil {
+		log = slog.Default()
+	}
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{name: name, f: f, rewrite: minRewrite}
+	j := &Journal{name: name, f: f, rewrite: minRewrite, log: log}
 	if err := j.replay(); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -135,11 +141,13 @@ func record(changes []change) []byte {
 }
 
 // append is Tree.commit. What a failed write leaves lies behind the last whole
-// record, and the next one is written over it.
+// record, and the next one is written over it. A journal that can't be written anew
+// is whole as it is, and grows on.
 func (j *Journal) append(changes []change) error {
 	if j.size >= j.rewrite {
 		if err := j.compact(); err != nil {
-			return err
+			j.rewrite = j.size + minRewrite
+			j.log.Warn("the queue's journal is not written anew for now", "file", j.name, "bytes", j.size, "err", err)
 		}
 	}
 	b := record(changes)
@@ -164,7 +172,10 @@ func (j *Journal) compact() error {
 		size += int64(n)
 		return err == nil
 	})
-	if err := errors.Join(err, w.Flush(), f.Sync(), os.Rename(f.Name(), j.name)); err != nil {
+	if err = errors.Join(err, w.Flush(), f.Sync()); err == nil {
+		err = os.Rename(f.Name(), j.name) // only what is whole takes the journal's place
+	}
+	if err != nil {
 		f.Close()
 		os.Remove(f.Name())
 		return err
@@ -172,10 +183,6 @@ func (j *Journal) compact() error {
 	j.f.Close()
 	j.f, j.size, j.rewrite = f, size, max(minRewrite, 4*size)
 	j.rewrites++
-	return j.syncDir()
-}
-
-func (j *Journal) syncDir() error {
 	d, err := os.Open(filepath.Dir(j.name))
 	if err != nil {
 		return err

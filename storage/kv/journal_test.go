@@ -60,7 +60,7 @@ func fill(t *testing.T, db DB, n int) []map[string]string {
 
 func openJournal(t *testing.T, name string) *Journal {
 	t.Helper()
-	j, err := OpenJournal(name)
+	j, err := OpenJournal(name, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,6 +152,37 @@ func TestJournalFails(t *testing.T) {
 	}
 	if got := content(t, openJournal(t, name)); !maps.Equal(got, want) {
 		t.Errorf("on disk: content %v, want %v", got, want)
+	}
+}
+
+// A journal that cannot be written anew, since the disk is full, stays as it is and
+// takes what comes.
+func TestJournalRewriteFails(t *testing.T) {
+	const full = "/dev/full"
+	if _, err := os.Stat(full); err != nil {
+		if os.Getenv("ATHENSCTL_TEST_REQUIRE") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	name := filepath.Join(t.TempDir(), "queue")
+	j := openJournal(t, name)
+	states := fill(t, j, 50)
+	if err := os.Symlink(full, name+".new"); err != nil {
+		t.Fatal(err)
+	}
+	j.rewrite = 0
+	states = append(states, fill(t, j, 1)[1])
+	if j.rewrites != 0 || j.rewrite <= j.size {
+		t.Errorf("%d rewrites; the next at %d of %d bytes", j.rewrites, j.rewrite, j.size)
+	}
+	states = append(states, fill(t, j, 1)[1])
+	j.Close()
+	if st, err := os.Lstat(name); err != nil || !st.Mode().IsRegular() {
+		t.Fatalf("the journal is not what it was: %v, %v", st, err)
+	}
+	if got, want := content(t, openJournal(t, name)), states[len(states)-1]; !maps.Equal(got, want) {
+		t.Errorf("content %v, want %v", got, want)
 	}
 }
 
