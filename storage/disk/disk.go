@@ -1,7 +1,7 @@
 // Package disk keeps modules in a folder, for one process at a time.
 //
 //	DIR/modules/<escaped path>/@v/<version>.{info,mod,zip}   the files, and list
-//	DIR/queue                                                the jobs (kv.Journal)
+//	DIR/queue                                                the jobs (kv.Journal), and queue.damaged-… of one that was damaged
 //	DIR/ledger.db                                            everything else (bbolt)
 //	DIR/tmp/                                                 files being written
 //

@@ -22,8 +22,10 @@ import (
 // The file is a sequence of records: the length of the changes (4 bytes,
 // big-endian), their CRC-32C (4 bytes), and the changes: for each the length of
 // the key, the key, the length of the value plus one, or 0 for a deletion, and
-// the value; lengths are uvarints. What follows a record that is not whole was
-// being written when the machine stopped, and is dropped.
+// the value; lengths are uvarints. A record that is not whole was being written when
+// the machine stopped, or is damaged: it and what follows it are no part of the
+// journal any more, since later transactions rest on earlier ones. They go to a file
+// beside it, NAME.damaged-…, and the log says so.
 type Journal struct {
 	Tree
 	name     string
@@ -62,7 +64,7 @@ func OpenJournal(name string, log *slog.Logger) (*Journal, error) {
 	return j, nil
 }
 
-// replay reads the whole records, and cuts off what follows them.
+// replay reads the whole records, and sets aside what follows them.
 func (j *Journal) replay() error {
 	r := bufio.NewReader(j.f)
 	for {
@@ -89,7 +91,31 @@ func (j *Journal) replay() error {
 		}
 		j.size += int64(len(head)) + int64(n)
 	}
+	end, err := j.f.Seek(0, io.SeekEnd)
+	if err != nil || end == j.size {
+		return err
+	}
+	aside, err := j.setAside(end)
+	if err != nil { // on a full disk, say: the queue has to go on
+		j.log.Error("the end of the queue's journal is damaged, is dropped, and cannot be kept aside", "file", j.name, "from", j.size, "bytes", end-j.size, "err", err)
+	} else {
+		j.log.Warn("the end of the queue's journal is damaged: jobs may be missing, or done again", "file", j.name, "from", j.size, "bytes", end-j.size, "kept", aside)
+	}
 	return j.f.Truncate(j.size)
+}
+
+// setAside copies what is between the last whole record and end to a file, which it
+// names.
+func (j *Journal) setAside(end int64) (name string, err error) {
+	f, err := os.CreateTemp(filepath.Dir(j.name), filepath.Base(j.name)+".damaged-*")
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(f, io.NewSectionReader(j.f, j.size, end-j.size))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		os.Remove(f.Name())
+	}
+	return f.Name(), err
 }
 
 func apply(m *btree.Map[string, []byte], body []byte) error {
