@@ -183,6 +183,10 @@ type Ledger interface {
 	// Known returns what upstream last answered; fs.ErrNotExist when it was
 	// never asked or the answer was dropped.
 	Known(ctx context.Context, k Key) (*Known, error)
+	// SetKnown replaces what is known. A list, and the answer to "latest", stay until
+	// another is set: they are served while upstream is down. A refusal may be forgotten
+	// an hour after it was set, any other answer after 30 days, and what was known
+	// before has no part in that.
 	SetKnown(ctx context.Context, k Key, a *Known) error
 
 	// Enqueue adds a job unless one with its key is queued or claimed; added

@@ -75,13 +75,26 @@ func (l *Ledger) Known(ctx context.Context, k storage.Key) (*storage.Known, erro
 	return a, nil
 }
 
-// SetKnown implements storage.Ledger. An answer that is not a list is forgotten
-// some time after it was given: a refusal after an hour, another after 30 days.
+// known is an answer as it is kept.
+type known struct {
+	*storage.Known
+	Forget time.Time `json:",omitzero"` // when its time has come; zero: never
+}
+
+// SetKnown implements storage.Ledger: a refusal's time has come after an hour, that of
+// another answer that is no list and not that to "latest" after 30 days.
 func (l *Ledger) SetKnown(ctx context.Context, k storage.Key, a *storage.Known) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	b, err := json.Marshal(a)
+	keep := known{Known: a}
+	switch {
+	case a.RefusedStatus != 0:
+		keep.Forget = l.now().Add(forgetRefused).UTC()
+	case k.File != storage.FileList && k.Query != goproxy.Latest:
+		keep.Forget = l.now().Add(forgetQuery).UTC()
+	}
+	b, err := json.Marshal(keep)
 	if err != nil {
 		return err
 	}
@@ -90,22 +103,16 @@ func (l *Ledger) SetKnown(ctx context.Context, k storage.Key, a *storage.Known) 
 		if err := tx.Put(kk, b); err != nil {
 			return err
 		}
-		if err := l.forget(tx); err != nil {
+		if err := l.forget(tx); err != nil || keep.Forget.IsZero() {
 			return err
 		}
-		ttl := forgetQuery
-		switch {
-		case a.RefusedStatus != 0:
-			ttl = forgetRefused
-		case k.File == storage.FileList || k.Query == goproxy.Latest:
-			return nil
-		}
-		return tx.Put(append(appendTime([]byte{'x'}, l.now().Add(ttl)), kk...), nil)
+		return tx.Put(append(appendTime([]byte{'x'}, keep.Forget), kk...), nil)
 	})
 }
 
 // forget drops a few answers whose time has come, so that the work of dropping
-// is spread over the writes.
+// is spread over the writes. What says when to look may be of an answer before: the one
+// that is there now has a time of its own.
 func (l *Ledger) forget(tx Tx) error {
 	var due [][]byte
 	now := l.now()
@@ -117,8 +124,8 @@ func (l *Ledger) forget(tx Tx) error {
 		return true
 	})
 	for _, x := range due {
-		var a storage.Known
-		if b := tx.Get(x[9:]); b != nil && json.Unmarshal(b, &a) == nil && !a.Checked.Add(forgetRefused).After(now) {
+		var a known
+		if b := tx.Get(x[9:]); b != nil && json.Unmarshal(b, &a) == nil && !a.Forget.IsZero() && !a.Forget.After(now) {
 			if err := tx.Delete(x[9:]); err != nil {
 				return err
 			}

@@ -37,6 +37,47 @@ func known(t *testing.T, b Backend) {
 	}
 }
 
+// A list and the answer to "latest" stay, though upstream had refused them before;
+// a refusal stays for an hour, another answer for 30 days.
+func forget(t *testing.T, b Backend) {
+	c := newClock()
+	_, l := b.Open(t, t.TempDir(), c.now)
+	list, latest, branch, refused := storage.Key{Path: "example.com/m", File: storage.FileList},
+		storage.Key{Path: "example.com/m", Query: goproxy.Latest, File: storage.FileInfo},
+		storage.Key{Path: "example.com/m", Query: "main", File: storage.FileInfo}, jobKey(1)
+	set := func(k storage.Key, a storage.Known) {
+		t.Helper()
+		a.Checked = c.now()
+		must(t, l.SetKnown(ctx, k, &a))
+	}
+	later := func(d time.Duration, stay ...storage.Key) {
+		t.Helper()
+		c.advance(d)
+		for i := range 20 { // some backends forget when they are written to
+			must(t, l.SetKnown(ctx, storage.Key{Path: fmt.Sprint("example.com/other", i), File: storage.FileList}, &storage.Known{Checked: c.now()}))
+		}
+		for _, k := range stay {
+			if a, err := l.Known(ctx, k); err != nil || k != refused && a.RefusedStatus != 0 {
+				t.Errorf("%s, after %v: %+v, %v", k, d, a, err)
+			}
+		}
+	}
+	for _, k := range []storage.Key{list, latest, branch, refused} {
+		set(k, storage.Known{RefusedStatus: 404, Refused: "not yet"})
+	}
+	c.advance(10 * time.Minute) // it is published
+	set(list, storage.Known{Versions: []string{"v1.0.0"}})
+	set(latest, storage.Known{Info: []byte(`{"Version":"v1.0.0"}`)})
+	set(branch, storage.Known{Info: []byte(`{"Version":"v1.0.0"}`)})
+	later(2*time.Hour, list, latest, branch) // upstream is down
+	set(refused, storage.Known{RefusedStatus: 404, Refused: "still not"})
+	c.advance(30 * time.Minute)
+	set(refused, storage.Known{RefusedStatus: 404, Refused: "still not"})
+	later(50*time.Minute, list, latest, branch, refused)
+	later(29*24*time.Hour, list, latest, branch)
+	later(1000*time.Hour, list, latest)
+}
+
 // Jobs come by priority, then by when they became due; one key is one job.
 func queue(t *testing.T, b Backend) {
 	c := newClock()

@@ -27,7 +27,7 @@ func Run(t *testing.T, b Backend) {
 		"Store/Files": files, "Store/Conflict": conflict, "Store/Names": names, "Store/Concurrent": concurrent,
 		"Store/FailedPut": failedPut, "Store/ReaderDuringPut": readerDuringPut, "Store/Cancelled": cancelled, "Store/BigZip": bigZips,
 		"Store/Catalog": catalog, "Store/Index": index, "Store/IndexWriters": indexWriters, "Store/Delete": deletes, "Store/Reopen": reopen,
-		"Ledger/Known": known, "Ledger/Queue": queue, "Ledger/Start": start, "Ledger/Parked": parked, "Ledger/Lease": lease, "Ledger/ClaimOnce": claimOnce, "Ledger/Wait": wait, "Ledger/Swap": swap,
+		"Ledger/Known": known, "Ledger/Forget": forget, "Ledger/Queue": queue, "Ledger/Start": start, "Ledger/Parked": parked, "Ledger/Lease": lease, "Ledger/ClaimOnce": claimOnce, "Ledger/Wait": wait, "Ledger/Swap": swap,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, b) })
 	}
