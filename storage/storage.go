@@ -68,13 +68,15 @@ type Store interface {
 
 	// Put keeps the given files, each whole or not at all. Bytes that are kept
 	// already are a success; other bytes are ErrConflict, and the first stay.
-	// After an error any of the files may have been kept, each whole.
+	// After an error any of the files may have been kept, each whole; a version of
+	// which all are is complete.
 	// Put checks no content; see goproxy.CheckZip and ParseInfo for that.
 	Put(ctx context.Context, m module.Version, f Files) error
 
 	// Delete removes all files of a version and leaves a tombstone that
 	// Deleted reports. A version of which nothing is kept is fs.ErrNotExist.
-	// The version may be put again, with other bytes.
+	// The version may be put again, with other bytes. What one that failed has left
+	// undone, another call does, or the backend by itself before long.
 	Delete(ctx context.Context, m module.Version) error
 
 	// Deleted returns the tombstones with Time at or after since, oldest

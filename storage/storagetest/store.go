@@ -119,6 +119,17 @@ func conflict(t *testing.T, b Backend) {
 	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) || !bytes.Equal(read(t, s, v.Version, storage.FileMod), v.Mod) {
 		t.Error("the first bytes did not stay")
 	}
+	// A Put with a conflict may keep the rest: then the version is complete.
+	half := New("example.com/half", "v1.0.0", "a")
+	must(t, s.Put(ctx, half.Version, storage.Files{Zip: bytes.NewReader(half.Zip)}))
+	wantErr(t, "another zip, and the rest", s.Put(ctx, half.Version, New(half.Path, "v1.0.0", "b").Files()), storage.ErrConflict)
+	_, err := s.Mod(ctx, half.Version)
+	_, err2 := s.Resolve(ctx, half.Path, "v1.0.0")
+	list, err3 := s.List(ctx, half.Path)
+	must(t, err3)
+	if whole := err == nil && err2 == nil; whole != (len(list.Versions) == 1) {
+		t.Errorf("all files are kept: %v; the list is %v", whole, list.Versions)
+	}
 }
 
 var awkward = []module.Version{
