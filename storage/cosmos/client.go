@@ -62,8 +62,8 @@ const attemptTimeout = 15 * time.Second
 
 // try makes one operation until it has an answer that is final: 429 after the time
 // that the service says, other answers that mean "again" after a back-off, up to
-// the account's patience or the context's end. Then the error is 503 with a
-// Retry-After. Source: Microsoft's "Designing resilient applications with Azure
+// the account's patience or the context's deadline. Then the error is 503 with a
+// Retry-After, at once where the next try would be too late. Source: Microsoft's "Designing resilient applications with Azure
 // Cosmos DB SDKs", its table of status codes.
 func (a *account) try(ctx context.Context, op string, f func(context.Context) (azcosmos.Response, error)) (err error) {
 	ctx, span := tracing.Start(ctx, "cosmos "+op, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(semconv.DBSystemNameAzureCosmosDB, semconv.DBOperationName(op)))
@@ -80,9 +80,19 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 		return err
 	}
 	deadline := time.Now().Add(a.patience)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	var failed error // of the last attempt
+	var pause time.Duration
+	tooLate := func() error {
+		return goproxy.Busy(max(time.Second, pause), "Cosmos DB (%s) does not answer as it should: %w", op, short(failed))
+	}
 	for attempt := 0; ; attempt++ {
-		if err := ctx.Err(); err != nil {
-			return err
+		if failed != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return tooLate()
+		} else if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		attempts++
 		one, cancel := context.WithTimeout(ctx, attemptTimeout)
@@ -95,9 +105,10 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			return nil
 		}
 		if ctx.Err() != nil {
-			return ctx.Err()
+			continue
 		}
-		pause := min(50*time.Millisecond<<min(attempt, 6), 2*time.Second)
+		failed = err
+		pause = min(50*time.Millisecond<<min(attempt, 6), 2*time.Second)
 		pause = time.Duration(float64(pause) * (0.5 + rand.Float64()))
 		var re *azcore.ResponseError
 		if !errors.As(err, &re) {
@@ -135,11 +146,10 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			}
 		}
 		if time.Now().Add(pause).After(deadline) {
-			return goproxy.Busy(max(time.Second, pause), "Cosmos DB (%s) does not answer as it should: %w", op, short(err))
+			return tooLate()
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
 		case <-time.After(pause):
 		}
 	}

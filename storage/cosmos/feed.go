@@ -388,6 +388,9 @@ func (a *account) batch(ctx context.Context, op string, b azcosmos.Transactional
 		if !again {
 			return 0, "", goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB (%s) failed without a reason", op)
 		}
+		if d, ok := ctx.Deadline(); ok && time.Until(d) < 50*time.Millisecond {
+			break
+		}
 		select {
 		case <-ctx.Done():
 			return 0, "", ctx.Err()

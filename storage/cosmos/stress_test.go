@@ -2,6 +2,7 @@ package cosmos
 
 import (
 	"context"
+	"errors"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/cosmosfake"
 	"github.com/athensctl/athensctl/internal/fleet"
 	"github.com/athensctl/athensctl/internal/testazure"
@@ -133,4 +135,53 @@ func TestBackgroundUnits(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+}
+
+// What the service asks to wait for longer than a request has is 503 with Retry-After,
+// at once; so is a deadline that passes after the service has refused. Where it has
+// said nothing, and where who asked has left, the error is the context's.
+func TestDeadline(t *testing.T) {
+	f, a := fake(t)
+	s := open(t, a, t.TempDir(), Options{})
+	for _, tt := range []struct {
+		name     string
+		first    cosmosfake.Fault
+		then     cosmosfake.Fault
+		deadline time.Duration
+		cancel   bool
+		want     error // nil: 503
+		least    time.Duration
+	}{
+		{name: "429 that asks for too long", first: cosmosfake.Fault{Status: 429, RetryAfter: 15 * time.Second}, deadline: 10 * time.Second, least: 15 * time.Second},
+		{name: "503, and then no answer", first: cosmosfake.Fault{Status: 503}, then: cosmosfake.Fault{Delay: 2 * time.Second}, deadline: 700 * time.Millisecond, least: time.Second},
+		{name: "no answer", first: cosmosfake.Fault{Delay: 2 * time.Second}, deadline: 300 * time.Millisecond, want: context.DeadlineExceeded},
+		{name: "nobody waits", first: cosmosfake.Fault{Status: 429, RetryAfter: time.Second}, deadline: 10 * time.Second, cancel: true, want: context.Canceled},
+	} {
+		ctx, cancel := context.WithTimeout(context.Background(), tt.deadline)
+		var n atomic.Int64
+		f.SetFault(func(cosmosfake.Call) *cosmosfake.Fault {
+			if tt.cancel {
+				cancel()
+			}
+			if n.Add(1) == 1 {
+				return &tt.first
+			}
+			return &tt.then
+		})
+		began := time.Now()
+		_, err := s.Load(ctx, "x")
+		took := time.Since(began)
+		f.SetFault(nil)
+		cancel()
+		var e *goproxy.Error
+		switch {
+		case tt.want != nil && !errors.Is(err, tt.want):
+			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
+		case tt.want == nil && (goproxy.Status(err) != 503 || !errors.As(err, &e) || e.RetryAfter < tt.least):
+			t.Errorf("%s: %d %v, want 503 with Retry-After of %v", tt.name, goproxy.Status(err), err, tt.least)
+		}
+		if took > 5*time.Second {
+			t.Errorf("%s: the answer took %v", tt.name, took)
+		}
+	}
 }
