@@ -170,7 +170,14 @@ func (a *account) afford(ctx context.Context, op string) error {
 	return nil
 }
 
+// billKey is of the *float32 that adds up what is charged under a context: where work is
+// done for several at once, each of them spends its part.
+type billKey struct{}
+
 func (a *account) spend(ctx context.Context, charge float32) {
+	if bill, ok := ctx.Value(billKey{}).(*float32); ok {
+		*bill += charge
+	}
 	if a.background == nil || !fleet.CallOf(ctx).Background {
 		return
 	}

@@ -203,7 +203,7 @@ func Open(ctx context.Context, a Account, o Options) (*Store, error) {
 	}
 	s.index, s.deleted = newFeed(s, "i", 0), newFeed(s, "d", 2*storage.TombstoneTTL)
 	s.queue.jobs = map[string]*jobItem{}
-	s.queue.waiting = map[storage.Key]*waiters{}
+	s.queue.waiting = map[waitKey]*waiters{}
 	if o.Metrics != nil {
 		o.Metrics.MustRegister(acc.units, acc.answers)
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/fleet"
 	"github.com/athensctl/athensctl/storage"
 )
 
@@ -70,7 +71,14 @@ type queue struct {
 	polling bool
 	count   int // jobs in the queue, at counted; then as this replica changed it
 	counted time.Time
-	waiting map[storage.Key]*waiters
+	waiting map[waitKey]*waiters
+}
+
+// waitKey is a job that is waited for. Those whose waiting is work in the background wait
+// apart: their looks have to wait for units, and the others' don't.
+type waitKey struct {
+	storage.Key
+	background bool
 }
 
 const (
@@ -398,7 +406,7 @@ func (s *Store) Retry(ctx context.Context, j *storage.Job, delay time.Duration, 
 	return nil
 }
 
-// waiters wait for one job. One of them looks at the database, for all.
+// waiters wait for one job, as one group. One of them looks at the database, for all.
 type waiters struct {
 	ends    chan struct{} // closed when the attempt has ended
 	err     error
@@ -412,19 +420,20 @@ func (s *Store) Wait(ctx context.Context, k storage.Key) error {
 		return err
 	}
 	q := &s.queue
+	group := waitKey{k, fleet.CallOf(ctx).Background}
 	q.mu.Lock()
-	w := q.waiting[k]
+	w := q.waiting[group]
 	if w == nil {
 		w = &waiters{ends: make(chan struct{})}
-		q.waiting[k] = w
+		q.waiting[group] = w
 	}
 	w.n++
 	q.mu.Unlock()
 	defer func() {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		if w.n--; w.n == 0 && q.waiting[k] == w {
-			delete(q.waiting, k)
+		if w.n--; w.n == 0 && q.waiting[group] == w {
+			delete(q.waiting, group)
 		}
 	}()
 	for {
@@ -433,7 +442,7 @@ func (s *Store) Wait(ctx context.Context, k storage.Key) error {
 		w.looking = true
 		q.mu.Unlock()
 		if look {
-			err := s.watch(ctx, k, w)
+			err := s.watch(ctx, group, w)
 			q.mu.Lock()
 			w.looking = false // somebody else does, if this one's time was over
 			q.mu.Unlock()
@@ -460,22 +469,22 @@ const (
 )
 
 // watch looks at the job in the database until an attempt has ended, here or at
-// another replica, and tells all who wait.
-func (s *Store) watch(ctx context.Context, k storage.Key, w *waiters) error {
+// another replica, and tells all of the group.
+func (s *Store) watch(ctx context.Context, group waitKey, w *waiters) error {
 	ends := -1
 	for pause := watchFirst; ; pause = min(pause*3/2, watchMost) {
-		j, err := s.job(ctx, "wait", k)
+		j, err := s.job(ctx, "wait", group.Key)
 		switch {
 		case err == errAbsent, err == nil && j.ended() && ends < 0:
-			s.queue.wake(k, nil)
+			s.queue.end(group, nil)
 			return nil
 		case err != nil:
 			return err
 		case ends < 0 && j.Job.ParkedErr(s.now()) != nil:
-			s.queue.wake(k, j.Job.ParkedErr(s.now()))
+			s.queue.end(group, j.Job.ParkedErr(s.now()))
 			return nil
 		case ends >= 0 && (j.Ends != ends || j.ended()):
-			s.queue.wake(k, j.Result.Err())
+			s.queue.end(group, j.Result.Err())
 			return nil
 		}
 		ends = j.Ends
@@ -489,13 +498,19 @@ func (s *Store) watch(ctx context.Context, k storage.Key, w *waiters) error {
 	}
 }
 
+// wake tells all who wait here how an attempt ended.
 func (q *queue) wake(k storage.Key, err error) {
+	q.end(waitKey{k, false}, err)
+	q.end(waitKey{k, true}, err)
+}
+
+func (q *queue) end(group waitKey, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if w := q.waiting[k]; w != nil {
+	if w := q.waiting[group]; w != nil {
 		w.err = err
 		close(w.ends)
-		delete(q.waiting, k)
+		delete(q.waiting, group)
 	}
 }
 

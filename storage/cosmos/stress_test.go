@@ -185,3 +185,108 @@ func TestDeadline(t *testing.T) {
 		}
 	}
 }
+
+// Where somebody waits, what is done for several at once does not wait for the units of
+// work in the background, whoever came first.
+func TestBackgroundFirst(t *testing.T) {
+	ctx := context.Background()
+	behind := fleet.WithBackground(ctx)
+	f, a := fake(t)
+	dir := t.TempDir()
+	s, other := open(t, a, dir, Options{BackgroundUnits: 20}), open(t, a, dir, Options{})
+	// From then on work in the background waits for a minute.
+	spendAll := func() {
+		for range 60 {
+			s.background.ReserveN(time.Now(), 20)
+		}
+	}
+	eventually := func(what string, f func() bool) {
+		t.Helper()
+		for began := time.Now(); !f(); time.Sleep(time.Millisecond) {
+			if time.Since(began) > 10*time.Second {
+				t.Errorf("%s: not within 10 s", what)
+				return
+			}
+		}
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+
+	// The feed's writer, started by work in the background, finds an entry of a Put.
+	first := storagetest.New("example.com/first", "v1.0.0", "")
+	if err := s.Put(ctx, first.Version, first.Files()); err != nil { // the page is there
+		t.Fatal(err)
+	}
+	demand := storagetest.New("example.com/demand", "v1.0.0", "")
+	took := make(chan time.Duration, 1)
+	var once sync.Once
+	f.SetFault(func(c cosmosfake.Call) *cosmosfake.Fault {
+		if c.Op == "batch" {
+			once.Do(func() {
+				spendAll()
+				wg.Go(func() {
+					began := time.Now()
+					if err := s.Put(ctx, demand.Version, demand.Files()); err != nil {
+						t.Errorf("a Put that somebody waits for: %v", err)
+					}
+					took <- time.Since(began)
+				})
+				eventually("the Put's entry", func() bool {
+					s.index.mu.Lock()
+					defer s.index.mu.Unlock()
+					return len(s.index.pending) > 0
+				})
+			})
+		}
+		return nil
+	})
+	if _, err := s.index.append(behind, entry{ID: "behind", Path: "example.com/behind", Version: "v1.0.0"}, 1); err != nil {
+		t.Fatal(err)
+	}
+	if d := <-took; d > 10*time.Second {
+		t.Errorf("a Put that somebody waits for took %v", d)
+	}
+	f.SetFault(nil)
+
+	// A job that is waited for in the background first, and ends at another replica.
+	k := storage.Key{Path: "example.com/m", Query: "v1.0.0", File: storage.FileZip}
+	job, err := other.Start(ctx, storage.Job{Key: k}, "w", time.Minute)
+	if job == nil || err != nil {
+		t.Fatalf("start: %v, %v", job, err)
+	}
+	left, leave := context.WithCancel(behind)
+	wg.Go(func() {
+		if err := s.Wait(left, k); !errors.Is(err, context.Canceled) {
+			t.Errorf("who waits in the background: %v", err)
+		}
+	})
+	looks := func() bool {
+		s.queue.mu.Lock()
+		defer s.queue.mu.Unlock()
+		w := s.queue.waiting[waitKey{k, true}]
+		return w != nil && w.looking
+	}
+	eventually("the look in the background", looks)
+	ended := make(chan error, 1)
+	var seen atomic.Int64
+	f.SetFault(func(c cosmosfake.Call) *cosmosfake.Fault {
+		if c.Op == "read item" && strings.HasPrefix(c.PK, "j/") {
+			seen.Add(1)
+		}
+		return nil
+	})
+	wg.Go(func() { ended <- s.Wait(ctx, k) })
+	eventually("two looks of who waits", func() bool { return seen.Load() >= 2 }) // an end after the first is seen
+	if err := other.Done(ctx, job, goproxy.NotFound("no such thing")); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if goproxy.Status(err) != 404 {
+			t.Errorf("who waits got %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("who waits was not told within 10 s")
+	}
+	leave()
+}
