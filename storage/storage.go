@@ -193,8 +193,8 @@ type Ledger interface {
 
 	// Enqueue adds a job unless one with its key is queued or claimed; added
 	// says which. An existing job takes the more urgent priority of the two, with the
-	// Trace that belongs to it, and the earlier NotBefore, unless it is parked. A full
-	// queue is ErrQueueFull.
+	// Trace that belongs to it, and the earlier NotBefore, unless it is parked. A new job
+	// for which there is no room is ErrQueueFull; see QueueCounts.
 	Enqueue(ctx context.Context, j Job) (added bool, err error)
 	// Start is Enqueue and Claim in one step: a job with that key that was not
 	// there is returned, leased to the worker. There was one already: nil, nil,
@@ -210,7 +210,8 @@ type Ledger interface {
 	// has claimed the job; else ErrLeaseLost.
 	Done(ctx context.Context, j *Job, cause error) error
 	// Retry gives the job back, with its Attempts and Parked as they are in j, to be
-	// claimed after delay; Wait returns cause.
+	// claimed after delay; Wait returns cause. One that may not be parked for want of
+	// room ends, as with Done; see QueueCounts.
 	Retry(ctx context.Context, j *Job, delay time.Duration, cause error) error
 	// Wait waits until the job's present or next attempt ends, whichever
 	// worker ends it, and returns that attempt's error: nil when it went well.
@@ -283,6 +284,56 @@ func (j *Job) ParkedErr(now time.Time) error {
 
 // ErrDropped is what Wait returns for a job that was dropped.
 var ErrDropped = goproxy.Errorf(http.StatusServiceUnavailable, "the job was dropped by an operator")
+
+// QueueCounts are the jobs of a queue, as its bound counts them. The bound is on jobs that
+// are not parked. Those ahead of demand, parked ones too, take half of it at most: what a
+// feed names when a host is away leaves room for somebody who waits for another. And half
+// as many as the bound may be parked that somebody has waited for; one more is forgotten
+// in place of being parked, and made anew when somebody asks again.
+type QueueCounts struct {
+	Demand, Ahead             int // not parked
+	ParkedDemand, ParkedAhead int
+}
+
+// Change counts that old became new; nil is no job.
+func (n *QueueCounts) Change(old, new *Job) {
+	if old != nil {
+		p := n.of(old)
+		*p = max(0, *p-1)
+	}
+	if new != nil {
+		*n.of(new)++
+	}
+}
+
+func (n *QueueCounts) of(j *Job) *int {
+	switch {
+	case j.Parked && j.Priority == Demand:
+		return &n.ParkedDemand
+	case j.Parked:
+		return &n.ParkedAhead
+	case j.Priority == Demand:
+		return &n.Demand
+	}
+	return &n.Ahead
+}
+
+// Room reports whether there is room for another job of that priority, with this bound;
+// 0: no bound.
+func (n QueueCounts) Room(p Priority, bound int) bool {
+	switch {
+	case bound <= 0:
+		return true
+	case n.Demand+n.Ahead >= bound:
+		return false
+	}
+	return p == Demand || n.Ahead+n.ParkedAhead < (bound+1)/2
+}
+
+// MayPark reports whether a job that is in the queue may be parked.
+func (n QueueCounts) MayPark(j *Job, bound int) bool {
+	return bound <= 0 || j.Priority != Demand || n.ParkedDemand < (bound+1)/2
+}
 
 // QueueStats describes the queue.
 type QueueStats struct {

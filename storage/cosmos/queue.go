@@ -56,9 +56,23 @@ func (j *jobItem) setDue() {
 	}
 }
 
+// end ends an attempt.
 func (j *jobItem) end(cause error) {
 	j.Ends++
 	j.Result = storage.CauseOf(cause)
+}
+
+// leave ends the job.
+func (j *jobItem) leave() {
+	j.Due0, j.Due1, j.Job.Worker, j.TTL = 0, 0, "", endedTTL
+}
+
+// left is what is in the queue of it; nil: it has ended.
+func (j *jobItem) left() *storage.Job {
+	if j.ended() {
+		return nil
+	}
+	return &j.Job
 }
 
 // queue is what this replica knows of the queue: the jobs that it has seen, which
@@ -69,8 +83,8 @@ type queue struct {
 	jobs    map[string]*jobItem // by id; not ended
 	polled  time.Time
 	polling bool
-	count   int // jobs in the queue, at counted; then as this replica changed it
-	counted time.Time
+	counts  storage.QueueCounts // at counted; then as this replica changed it
+	counted time.Time           // or when that was begun
 	waiting map[waitKey]*waiters
 }
 
@@ -106,10 +120,16 @@ func (q *queue) forget(id string) {
 	delete(q.jobs, id)
 }
 
-func (q *queue) add(n int) {
+func (q *queue) mayPark(j *storage.Job, bound int) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.count = max(0, q.count+n)
+	return q.counts.MayPark(j, bound)
+}
+
+func (q *queue) changed(old, new *storage.Job) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.counts.Change(old, new)
 }
 
 func (s *Store) job(ctx context.Context, op string, k storage.Key) (*jobItem, error) {
@@ -161,34 +181,40 @@ func (s *Store) claim(j *storage.Job, worker string, lease time.Duration) {
 }
 
 func (s *Store) add(ctx context.Context, op string, j storage.Job, with func(*storage.Job)) (*jobItem, error) {
-	if err := s.room(ctx); err != nil {
+	room, err := s.room(ctx, j.Priority)
+	if err != nil {
 		return nil, err
 	}
 	pk, id := jobAt(j.Key)
 	item := &jobItem{ID: id, PK: pk}
 	for {
-		item.Job = storage.Job{Key: j.Key, Priority: j.Priority, Trace: j.Trace, NotBefore: j.NotBefore, Created: s.now().UTC(), Fence: item.Job.Fence}
-		item.Result, item.TTL = nil, 0
-		if with != nil {
-			with(&item.Job)
+		if room {
+			item.Job = storage.Job{Key: j.Key, Priority: j.Priority, Trace: j.Trace, NotBefore: j.NotBefore, Created: s.now().UTC(), Fence: item.Job.Fence}
+			item.Result, item.TTL = nil, 0
+			if with != nil {
+				with(&item.Job)
+			}
+			item.setDue()
+			err := s.put(ctx, op, item)
+			if err == nil {
+				s.queue.changed(nil, &item.Job)
+				return item, nil
+			} else if !changed(err) {
+				return nil, err
+			}
 		}
-		item.setDue()
-		err := s.put(ctx, op, item)
-		if err == nil {
-			s.queue.add(1)
-			return item, nil
-		} else if !changed(err) {
-			return nil, err
-		}
+		// There is one, or without room there may be: that is joined, however full it is.
 		old, err := s.job(ctx, op, j.Key)
-		if err == errAbsent {
-			item = &jobItem{ID: id, PK: pk}
-			continue
-		} else if err != nil {
+		if err != nil && err != errAbsent {
 			return nil, err
 		}
-		if old.ended() {
-			item = old
+		if err == errAbsent || old.ended() {
+			if !room {
+				return nil, storage.ErrQueueFull
+			}
+			if item = old; err == errAbsent {
+				item = &jobItem{ID: id, PK: pk}
+			}
 			continue
 		}
 		if old.Job.ParkedErr(s.now()) != nil {
@@ -207,32 +233,36 @@ func (s *Store) add(ctx context.Context, op string, j storage.Job, with func(*st
 			return nil, nil
 		}
 		merged.setDue()
-		if err = s.put(ctx, op, &merged); err == nil || !changed(err) {
+		err = s.put(ctx, op, &merged)
+		if err == nil {
+			s.queue.changed(&old.Job, &merged.Job)
+		}
+		if !changed(err) {
 			return nil, err
 		}
 	}
 }
 
-// room is ErrQueueFull when there are too many jobs, as far as this replica knows.
-func (s *Store) room(ctx context.Context) error {
-	if s.o.QueueMax <= 0 {
-		return nil
-	}
-	s.queue.mu.Lock()
-	full, old := s.queue.count >= s.o.QueueMax, time.Since(s.queue.counted) > countEvery
-	s.queue.mu.Unlock()
-	if full && old {
-		if _, err := s.Queue(ctx); err != nil {
-			return err
+// room reports whether there is room for another job, as far as this replica knows. It
+// counts anew before it says no, where the last count is not new.
+func (s *Store) room(ctx context.Context, p storage.Priority) (bool, error) {
+	q := &s.queue
+	look := func() (room, count bool) {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if room = q.counts.Room(p, s.o.QueueMax); !room && time.Since(q.counted) > countEvery {
+			q.counted, count = time.Now(), true // whoever comes now need not
 		}
-		s.queue.mu.Lock()
-		full = s.queue.count >= s.o.QueueMax
-		s.queue.mu.Unlock()
+		return room, count
 	}
-	if full {
-		return storage.ErrQueueFull
+	room, count := look()
+	if count {
+		if _, err := s.Queue(ctx); err != nil {
+			return false, err
+		}
+		room, _ = look()
 	}
-	return nil
+	return room, nil
 }
 
 // Claim implements storage.Ledger.
@@ -248,10 +278,12 @@ func (s *Store) Claim(ctx context.Context, worker string, lease time.Duration) (
 		if j == nil {
 			return nil, nil
 		}
+		before := j.Job
 		s.claim(&j.Job, worker, lease)
 		j.setDue()
 		err := s.put(ctx, "claim", j)
 		if err == nil {
+			s.queue.changed(&before, &j.Job)
 			job := j.Job
 			return &job, nil
 		} else if !changed(err) {
@@ -351,9 +383,11 @@ func (s *Store) change(ctx context.Context, op string, j *storage.Job, f func(*j
 		if !holds(item, j) {
 			return nil, storage.ErrLeaseLost
 		}
+		before := item.Job
 		f(item)
 		err := s.put(ctx, op, item)
 		if err == nil {
+			s.queue.changed(&before, item.left())
 			return item, nil
 		} else if !changed(err) {
 			return nil, err
@@ -378,14 +412,11 @@ func (s *Store) Extend(ctx context.Context, j *storage.Job, lease time.Duration)
 func (s *Store) Done(ctx context.Context, j *storage.Job, cause error) error {
 	item, err := s.change(ctx, "done", j, func(item *jobItem) {
 		item.end(cause)
-		item.Due0, item.Due1 = 0, 0
-		item.Job.Worker = ""
-		item.TTL = endedTTL
+		item.leave()
 	})
 	if err != nil {
 		return err
 	}
-	s.queue.add(-1)
 	s.queue.wake(j.Key, item.Result.Err())
 	return nil
 }
@@ -398,6 +429,9 @@ func (s *Store) Retry(ctx context.Context, j *storage.Job, delay time.Duration, 
 		item.Job.NotBefore, item.Job.Parked, item.Job.Attempts = s.now().Add(delay).UTC(), j.Parked, j.Attempts
 		item.Job.Failed(cause)
 		item.setDue()
+		if j.Parked && !s.queue.mayPark(&item.Job, s.o.QueueMax) {
+			item.leave()
+		}
 	})
 	if err != nil {
 		return err
@@ -518,10 +552,12 @@ func (q *queue) end(group waitKey, err error) {
 func (s *Store) Queue(ctx context.Context) (storage.QueueStats, error) {
 	var stats storage.QueueStats
 	now := s.now()
-	const some = "SELECT c.job.Created, c.job.LeaseEnds, c.job.Worker, c.job.Parked, c.job.NotBefore FROM c WHERE "
+	var counts storage.QueueCounts
+	const some = "SELECT c.job.Created, c.job.LeaseEnds, c.job.Worker, c.job.Parked, c.job.NotBefore, c.job.Priority FROM c WHERE "
 	for _, text := range []string{some + "c.due0 > 0", some + "c.due1 > 0"} {
 		err := s.query(ctx, s.ledger, "count", "", text, 1000, nil, decode(func(j *storage.Job) bool {
 			stats.Add(j, now)
+			counts.Change(nil, j)
 			return true
 		}))
 		if err != nil {
@@ -529,7 +565,7 @@ func (s *Store) Queue(ctx context.Context) (storage.QueueStats, error) {
 		}
 	}
 	s.queue.mu.Lock()
-	s.queue.count, s.queue.counted = stats.Jobs, time.Now()
+	s.queue.counts, s.queue.counted = counts, time.Now()
 	s.queue.mu.Unlock()
 	return stats, nil
 }
@@ -561,10 +597,11 @@ func (s *Store) Drop(ctx context.Context, k storage.Key) error {
 		} else if err != nil {
 			return err
 		}
+		before := j.Job
 		j.end(storage.ErrDropped)
-		j.Due0, j.Due1, j.Job.Worker, j.TTL = 0, 0, "", endedTTL
+		j.leave()
 		if err := s.put(ctx, "drop", j); err == nil {
-			s.queue.add(-1)
+			s.queue.changed(&before, nil)
 			s.queue.wake(k, storage.ErrDropped)
 			return nil
 		} else if !changed(err) {

@@ -14,7 +14,7 @@
 //
 //	j path 0 query 0 file       in the queue: Job, JSON
 //	q priority time j-key       when a job is due
-//	n                           number of jobs
+//	b                           QueueCounts, JSON
 //
 // Times are 8 bytes, big-endian, nanoseconds since 1970.
 package kv

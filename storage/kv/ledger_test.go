@@ -2,6 +2,7 @@ package kv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -55,5 +56,27 @@ func TestForgets(t *testing.T) {
 		if answers, notes := kept(); answers != tt.answers+1 || notes != tt.left {
 			t.Errorf("%v later: %d answers and %d notes, want %d and %d", tt.after, answers, notes, tt.answers+1, tt.left)
 		}
+	}
+}
+
+// A queue of a version that did not note the counts is counted.
+func TestCountsOfOldQueue(t *testing.T) {
+	ctx := context.Background()
+	queue := &Tree{}
+	l := NewLedger(&Tree{}, queue, 2, nil)
+	job := func(i int) storage.Job {
+		return storage.Job{Key: storage.Key{Path: "example.com/m", Query: fmt.Sprintf("v1.%d.0", i), File: storage.FileZip}}
+	}
+	if _, err := l.Enqueue(ctx, job(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := queue.Update(func(tx Tx) error { return tx.Delete([]byte{'b'}) }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Enqueue(ctx, job(2)); err != nil {
+		t.Errorf("the second of two: %v", err)
+	}
+	if _, err := l.Enqueue(ctx, job(3)); !errors.Is(err, storage.ErrQueueFull) {
+		t.Errorf("the third of two: %v", err)
 	}
 }

@@ -27,7 +27,7 @@ func Run(t *testing.T, b Backend) {
 		"Store/Files": files, "Store/Conflict": conflict, "Store/Names": names, "Store/Concurrent": concurrent,
 		"Store/FailedPut": failedPut, "Store/ReaderDuringPut": readerDuringPut, "Store/Cancelled": cancelled, "Store/BigZip": bigZips,
 		"Store/Catalog": catalog, "Store/Index": index, "Store/IndexWriters": indexWriters, "Store/Delete": deletes, "Store/Reopen": reopen,
-		"Ledger/Known": known, "Ledger/Forget": forget, "Ledger/Queue": queue, "Ledger/Start": start, "Ledger/Parked": parked, "Ledger/Lease": lease, "Ledger/ClaimOnce": claimOnce, "Ledger/Wait": wait, "Ledger/Swap": swap,
+		"Ledger/Known": known, "Ledger/Forget": forget, "Ledger/Queue": queue, "Ledger/Start": start, "Ledger/Parked": parked, "Ledger/Full": full, "Ledger/Lease": lease, "Ledger/ClaimOnce": claimOnce, "Ledger/Wait": wait, "Ledger/Swap": swap,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, b) })
 	}
@@ -69,7 +69,7 @@ func read(t *testing.T, s storage.Store, m module.Version, f storage.File) []byt
 // Each file can be put alone; the version is listed when all are there.
 func files(t *testing.T, b Backend) {
 	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 2, 0}, {3}} {
-		s, _ := b.Open(t, t.TempDir(), time.Now)
+		s, _ := b.open(t, t.TempDir(), time.Now)
 		v := New("example.com/m", "v1.2.3", "")
 		parts := []storage.Files{{Info: v.Info}, {Mod: v.Mod}, {Zip: bytes.NewReader(v.Zip)}, v.Files()}
 		_, err := s.Zip(ctx, v.Version)
@@ -109,7 +109,7 @@ func files(t *testing.T, b Backend) {
 
 // The same bytes again are a success; others a conflict, and the first stay.
 func conflict(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	v, other := New("example.com/m", "v1.0.0", "a"), New("example.com/m", "v1.0.0", "b")
 	must(t, s.Put(ctx, v.Version, v.Files()))
 	must(t, s.Put(ctx, v.Version, v.Files()))
@@ -144,7 +144,7 @@ var awkward = []module.Version{
 
 // Names that are close to each other stay apart.
 func names(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	for _, m := range awkward {
 		v := New(m.Path, m.Version, m.String())
 		must(t, s.Put(ctx, m, v.Files()))
@@ -173,7 +173,7 @@ func names(t *testing.T, b Backend) {
 }
 
 func concurrent(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	var wg sync.WaitGroup
 	same := New("example.com/same", "v1.0.0", "")
 	errs := make([]error, 16)
@@ -205,7 +205,7 @@ var errBroken = errors.New("the source broke")
 // A Put whose source breaks keeps nothing of that file, and can be made again;
 // one whose answer was lost can be made again too.
 func failedPut(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	v := New("example.com/m", "v1.0.0", "")
 	broken := io.MultiReader(bytes.NewReader(v.Zip[:len(v.Zip)/2]), brokenReader{})
 	if err := s.Put(ctx, v.Version, storage.Files{Info: v.Info, Mod: v.Mod, Zip: broken}); err == nil {
@@ -225,7 +225,7 @@ type brokenReader struct{}
 func (brokenReader) Read([]byte) (int, error) { return 0, errBroken }
 
 func readerDuringPut(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
 	var want bytes.Buffer
 	must(t, bigZip(&want, m, 2<<20))
@@ -253,7 +253,7 @@ func readerDuringPut(t *testing.T, b Backend) {
 }
 
 func cancelled(t *testing.T, b Backend) {
-	s, l := b.Open(t, t.TempDir(), time.Now)
+	s, l := b.open(t, t.TempDir(), time.Now)
 	v := New("example.com/m", "v1.0.0", "")
 	gone, cancel := context.WithCancel(ctx)
 	cancel()
@@ -278,7 +278,7 @@ func bigZips(t *testing.T, b Backend) {
 	if b.InMemory {
 		t.Log("this backend holds zips in memory: only their content is compared")
 	}
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	m := module.Version{Path: "example.com/big", Version: "v1.0.0"}
 	size := 100 << 20
 	if b.InMemory {
@@ -335,7 +335,7 @@ func fill(t *testing.T, s storage.Store) []module.Version {
 
 // Every pair appears once, in order, whatever the page size.
 func catalog(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	all := fill(t, s)
 	slices.SortFunc(all, func(a, b module.Version) int {
 		return cmpStrings(a.Path, b.Path, a.Version, b.Version)
@@ -379,7 +379,7 @@ func cmpStrings(pairs ...string) int {
 // Times only grow, even when the clock goes back; a follower misses nothing.
 func index(t *testing.T, b Backend) {
 	c := newClock()
-	s, _ := b.Open(t, t.TempDir(), func() time.Time { c.advance(-time.Second); return c.now() })
+	s, _ := b.open(t, t.TempDir(), func() time.Time { c.advance(-time.Second); return c.now() })
 	all := fill(t, s)
 	whole, err := s.Index(ctx, time.Time{}, len(all)+1)
 	must(t, err)
@@ -417,7 +417,7 @@ func index(t *testing.T, b Backend) {
 
 // A follower that reads while others write sees each entry once, in order.
 func indexWriters(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	const writers, each = 4, 8
 	var wg sync.WaitGroup
 	for w := range writers {
@@ -447,7 +447,7 @@ func indexWriters(t *testing.T, b Backend) {
 }
 
 func deletes(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	v := New("example.com/m", "v1.0.0", "a")
 	wantErr(t, "Delete of an unknown version", s.Delete(ctx, v.Version), fs.ErrNotExist)
 	must(t, s.Put(ctx, v.Version, v.Files()))
@@ -482,7 +482,7 @@ func reopen(t *testing.T, b Backend) {
 		return
 	}
 	dir := t.TempDir()
-	s, l := b.Open(t, dir, time.Now)
+	s, l := b.open(t, dir, time.Now)
 	v := New("example.com/m", "v1.0.0", "")
 	must(t, s.Put(ctx, v.Version, v.Files()))
 	k := storage.Key{Path: "example.com/m", File: storage.FileList}
@@ -490,7 +490,7 @@ func reopen(t *testing.T, b Backend) {
 	_, err := l.Enqueue(ctx, storage.Job{Key: k})
 	must(t, err)
 	must(t, s.(io.Closer).Close())
-	s, l = b.Open(t, dir, time.Now)
+	s, l = b.open(t, dir, time.Now)
 	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
 		t.Error("other bytes came back")
 	}
