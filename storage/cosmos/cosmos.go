@@ -150,6 +150,8 @@ type Store struct {
 	deleted *feed
 	shards  sync.Map // partitions of the catalog that are known to be registered
 	queue   queue
+
+	sweepTakes time.Duration // see there
 }
 
 var (
@@ -197,7 +199,7 @@ func Open(ctx context.Context, a Account, o Options) (*Store, error) {
 	if acc.ledger, err = client.NewContainer(a.Database, LedgerContainer); err != nil {
 		return nil, err
 	}
-	s := &Store{account: acc, o: o, now: o.Now, zips: o.Zips}
+	s := &Store{account: acc, o: o, now: o.Now, zips: o.Zips, sweepTakes: sweepTakes}
 	if s.zips == nil {
 		s.zips = chunks{acc}
 	}

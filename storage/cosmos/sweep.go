@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -37,7 +38,8 @@ const (
 	finishAfter = 30 * time.Second
 	// sweepAfter is longer than any Put.
 	sweepAfter = time.Hour
-	// A sweep that goes on for longer has died.
+	// A sweep that goes on for longer has died, and a Put may write the same bytes again.
+	// One that has not died ends by itself in half of that time.
 	sweepTakes = 10 * time.Minute
 	// intentShards spreads the intents over partitions.
 	intentShards = 16
@@ -68,7 +70,7 @@ func (s *Store) intend(ctx context.Context, i *intent) (*intent, error) {
 			} else if e != nil {
 				return nil, e
 			}
-			if old.Sweeping && s.now().Sub(fromMicros(old.Started)) < sweepTakes {
+			if old.Sweeping && s.now().Sub(fromMicros(old.Started)) < s.sweepTakes {
 				return nil, goproxy.Busy(5*time.Second, "%s@%s: what is left of it is being removed", i.Path, i.Version)
 			}
 			etag, err = s.replace(ctx, s.ledger, "intent", i.PK, i.ID, i, i.stamp, oldTag)
@@ -110,30 +112,63 @@ func (s *Store) Finish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var failed failures
 	for _, i := range left {
-		m := module.Version{Path: i.Path, Version: i.Version}
-		v, vtag, err := s.version(ctx, "finish", m)
-		if err == errAbsent || err == nil && v.Complete == 0 {
-			continue
-		} else if err == nil {
-			err = s.publish(ctx, m, v, vtag)
+		if err := s.finish(ctx, i); err != nil {
+			failed.add(fmt.Errorf("finish %s@%s: %w", i.Path, i.Version, err))
 		}
-		if err == nil && (i.Zip == nil || v.Zip != nil && v.Zip.Name == i.Zip.Name) {
-			if err = s.remove(ctx, s.ledger, "finish", i.PK, i.ID, i.etag); err == errMoved {
-				err = nil
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("finish %s: %w", m, err)
+		if ctx.Err() != nil {
+			break
 		}
 	}
+	return failed.err()
+}
+
+func (s *Store) finish(ctx context.Context, i *intent) error {
+	m := module.Version{Path: i.Path, Version: i.Version}
+	v, vtag, err := s.version(ctx, "finish", m)
+	if err == errAbsent || err == nil && v.Complete == 0 {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if err := s.publish(ctx, m, v, vtag); err != nil {
+		return err
+	}
+	if i.Zip != nil && (v.Zip == nil || v.Zip.Name != i.Zip.Name) {
+		return nil
+	}
+	if err := s.remove(ctx, s.ledger, "finish", i.PK, i.ID, i.etag); err != errMoved {
+		return err
+	}
 	return nil
+}
+
+// failures are what went wrong in work that goes on without what failed: one that
+// always fails holds up no other.
+type failures struct {
+	first error // that is not only the database's being away, if there is one
+	n     int
+}
+
+func (f *failures) add(err error) {
+	if f.n++; f.first == nil || goproxy.Status(f.first) == http.StatusServiceUnavailable {
+		f.first = err
+	}
+}
+
+func (f *failures) err() error {
+	if f.n > 1 {
+		return fmt.Errorf("%w (and %d more failed)", f.first, f.n-1)
+	}
+	return f.first
 }
 
 // Sweep finishes what Puts and Deletes have left undone for more than an hour: it
 // publishes versions that are complete, and removes the bytes of zips that no
 // version has. Any number of processes may sweep.
 func (s *Store) Sweep(ctx context.Context) error {
+	var failed failures
 	for shard := range intentShards {
 		var left []*intent
 		before := micros(s.now().Add(-sweepAfter))
@@ -142,15 +177,18 @@ func (s *Store) Sweep(ctx context.Context) error {
 			return len(left) < 1000
 		}))
 		if err != nil {
-			return err
+			failed.add(err)
 		}
 		for _, i := range left {
 			if err := s.sweep(ctx, i); err != nil {
-				return fmt.Errorf("sweep %s@%s: %w", i.Path, i.Version, err)
+				failed.add(fmt.Errorf("sweep %s@%s: %w", i.Path, i.Version, err))
+			}
+			if ctx.Err() != nil {
+				return failed.err()
 			}
 		}
 	}
-	return nil
+	return failed.err()
 }
 
 func (s *Store) sweep(ctx context.Context, i *intent) error {
@@ -161,6 +199,10 @@ func (s *Store) sweep(ctx context.Context, i *intent) error {
 	} else if err != nil {
 		return err
 	}
+	// In a while it is refused no more. What is not removed by then is the next
+	// sweep's: the Put may be writing the same bytes.
+	ctx, cancel := context.WithTimeout(ctx, s.sweepTakes/2)
+	defer cancel()
 	i.Sweeping, i.Started, i.stamp = true, micros(s.now()), newStamp()
 	etag, err = s.replace(ctx, s.ledger, "sweep", i.PK, i.ID, i, i.stamp, etag)
 	if err == errMoved || err == errAbsent {
@@ -194,20 +236,21 @@ func (s *Store) sweep(ctx context.Context, i *intent) error {
 // Run does the work behind until ctx ends: Finish about twice a minute, Sweep every 10
 // minutes or so; replicas that start together do not do it together.
 func (s *Store) Run(ctx context.Context) {
-	sweep := time.Now().Add(time.Duration((1 + 9*rand.Float64()) * float64(time.Minute)))
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(time.Duration(float64(finishAfter) * (0.5 + rand.Float64()))):
-		}
-		work := s.Finish
-		if time.Now().After(sweep) {
-			work = s.Sweep
-			sweep = time.Now().Add(time.Duration((10 + 5*rand.Float64()) * float64(time.Minute)))
-		}
-		if err := work(ctx); err != nil && ctx.Err() == nil && goproxy.Status(err) != http.StatusServiceUnavailable {
-			s.o.Log.Warn("sweep", "err", err)
+	every := func(first, d time.Duration, work func(context.Context) error) {
+		for pause := first; ; pause = d {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Duration(float64(pause) * (0.5 + rand.Float64()))):
+			}
+			if err := work(ctx); err != nil && ctx.Err() == nil && goproxy.Status(err) != http.StatusServiceUnavailable {
+				s.o.Log.Warn("sweep", "err", err)
+			}
 		}
 	}
+	var wg sync.WaitGroup
+	wg.Go(func() { every(finishAfter, finishAfter, s.Finish) })
+	// The first one soon: processes that live for minutes sweep too.
+	wg.Go(func() { every(5*time.Minute, 12*time.Minute, s.Sweep) })
+	wg.Wait()
 }
