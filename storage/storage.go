@@ -73,8 +73,9 @@ type Store interface {
 	// Put checks no content; see goproxy.CheckZip and ParseInfo for that.
 	Put(ctx context.Context, m module.Version, f Files) error
 
-	// Delete removes all files of a version and leaves a tombstone that
-	// Deleted reports. A version of which nothing is kept is fs.ErrNotExist.
+	// Delete removes all files of a version, and then leaves a tombstone that
+	// Deleted reports: who reads it and asks again does not get them. A version of
+	// which nothing is kept is fs.ErrNotExist.
 	// The version may be put again, with other bytes. What one that failed has left
 	// undone, another call does, or the backend by itself before long.
 	Delete(ctx context.Context, m module.Version) error

@@ -29,16 +29,23 @@ const shardBytes = 13
 
 func shard(path string) string { return path[:min(len(path), shardBytes)] }
 
-// publish enters a complete version in the index, once, and then in the catalog.
-// Only a page that the version's item names may have its entry; where that one is
-// sealed without it, the item has to name another first.
+// publish enters a complete version in the index, once, and then in the catalog, if it is
+// not there yet.
 func (s *Store) publish(ctx context.Context, m module.Version, v *version, etag azcore.ETag) error {
-	item := listed{ID: entryID(m), PK: "c/" + shard(m.Path), Key: m.Path + " " + m.Version}
-	if _, err := s.get(ctx, s.modules, "catalog", item.PK, item.ID, new(listed)); err == nil {
-		return nil
-	} else if err != errAbsent {
+	if _, err := s.get(ctx, s.modules, "catalog", catalogPK(m), entryID(m), new(listed)); err != errAbsent {
 		return err
 	}
+	return s.enter(ctx, m, v, etag)
+}
+
+// enter enters a version in the index and the catalog. Only a page that the version's item
+// names may have its entry; where that one is sealed without it, the item has to name
+// another first.
+//
+// A Delete may be going on. It removes the item, and then the entries; so whoever enters
+// one looks at the item again, and whoever removes one does too (withdraw). The last of
+// them sees how it is.
+func (s *Store) enter(ctx context.Context, m module.Version, v *version, etag azcore.ETag) error {
 	for {
 		_, err := s.index.append(ctx, entry{ID: entryID(m), Path: m.Path, Version: m.Version}, v.Page)
 		if err == nil {
@@ -65,11 +72,39 @@ func (s *Store) publish(ctx context.Context, m module.Version, v *version, etag 
 	if err := s.register(ctx, shard(m.Path)); err != nil {
 		return err
 	}
+	item := listed{ID: entryID(m), PK: catalogPK(m), Key: m.Path + " " + m.Version}
 	if _, err := s.create(ctx, s.modules, "catalog", item.PK, item.ID, item, stamp{}); err != nil && err != errExists {
 		return err
 	}
-	return nil
+	now, _, err := s.version(ctx, "put", m)
+	if err == nil && now.Complete == v.Complete && now.Page == v.Page {
+		return nil
+	} else if err != nil && err != errAbsent {
+		return err
+	}
+	return s.withdraw(ctx, m, v.Page)
 }
+
+// withdraw takes a version whose item is gone out of a page of the index, and then out of
+// the catalog: what is in the catalog is in the index, or somebody is here. Where a Put has
+// made an item again meanwhile, and may have found the entries there, that is published.
+func (s *Store) withdraw(ctx context.Context, m module.Version, page int) error {
+	err := errors.Join(
+		s.remove(ctx, s.modules, "delete", s.index.pk(page), entryID(m), ""),
+		s.remove(ctx, s.modules, "delete", catalogPK(m), entryID(m), ""))
+	if err != nil {
+		return err
+	}
+	v, etag, err := s.version(ctx, "delete", m)
+	if err == errAbsent || err == nil && v.Complete == 0 {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return s.publish(ctx, m, v, etag)
+}
+
+func catalogPK(m module.Version) string { return "c/" + shard(m.Path) }
 
 // register makes a partition of the catalog known.
 func (s *Store) register(ctx context.Context, shard string) error {
@@ -82,13 +117,6 @@ func (s *Store) register(ctx context.Context, shard string) error {
 	}
 	s.shards.Store(shard, true)
 	return nil
-}
-
-// withdraw takes a version out of the catalog and the index.
-func (s *Store) withdraw(ctx context.Context, m module.Version, v *version) error {
-	return errors.Join(
-		s.remove(ctx, s.modules, "delete", "c/"+shard(m.Path), entryID(m), ""),
-		s.remove(ctx, s.modules, "delete", s.index.pk(v.Page), entryID(m), ""))
 }
 
 // Catalog implements storage.Store. The token is the last pair, in base64.

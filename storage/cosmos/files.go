@@ -332,7 +332,7 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) (err
 			return err
 		}
 		if completes {
-			if err := s.publish(ctx, m, v, etag); err != nil {
+			if err := s.enter(ctx, m, v, etag); err != nil {
 				return err
 			}
 		}
@@ -343,8 +343,10 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) (err
 	}
 }
 
-// Delete implements storage.Store. The bytes of the zip stay until Sweep removes
-// them, when no Put can be writing the same.
+// Delete implements storage.Store. The item goes first: until then nothing has changed, and
+// after it nobody gets the version, so that who reads the tombstone and asks again does
+// not get it either. What a crash leaves undone then, Finish does. The bytes of the zip stay
+// until Sweep removes them, when no Put can be writing the same.
 func (s *Store) Delete(ctx context.Context, m module.Version) error {
 	for {
 		v, etag, err := s.version(ctx, "delete", m)
@@ -353,28 +355,48 @@ func (s *Store) Delete(ctx context.Context, m module.Version) error {
 		} else if err != nil {
 			return err
 		}
-		// From here on Sweep repairs what is left half done: a version that is
-		// still there goes back to the catalog, a zip that none has is removed.
 		i := newIntent(m, v.Zip)
-		i.Delete = true
+		i.Delete, i.Of, i.Page = true, v.W, v.Page
 		if _, err := s.intend(ctx, i); err != nil {
 			return err
 		}
-		if v.Complete != 0 {
-			if err := s.withdraw(ctx, m, v); err != nil {
-				return err
-			}
-		}
-		if _, err := s.deleted.append(ctx, entry{Path: m.Path, Version: m.Version, ID: newStamp().W}, 0); err != nil {
+		err = s.remove(ctx, s.modules, "delete", v.PK, v.ID, etag)
+		if err == errMoved {
+			continue
+		} else if err != nil {
 			return err
 		}
-		switch err := s.remove(ctx, s.modules, "delete", v.PK, v.ID, etag); err {
-		case errMoved:
-			continue
-		default:
+		return s.endDelete(ctx, i)
+	}
+}
+
+// endDelete does what follows on the removal of a version's item. Then only bytes are left.
+// That it is done twice costs another tombstone at most.
+func (s *Store) endDelete(ctx context.Context, i *intent) error {
+	m := module.Version{Path: i.Path, Version: i.Version}
+	if _, err := s.deleted.append(ctx, entry{Path: m.Path, Version: m.Version, ID: i.W}, 0); err != nil {
+		return err
+	}
+	if i.Page > 0 {
+		if err := s.withdraw(ctx, m, i.Page); err != nil {
 			return err
 		}
 	}
+	var err error
+	if i.Zip == nil {
+		err = s.remove(ctx, s.ledger, "delete", i.PK, i.ID, i.etag)
+	} else {
+		left := *i
+		left.Delete, left.Bytes, left.stamp = false, true, newStamp()
+		left.etag, err = s.replace(ctx, s.ledger, "delete", i.PK, i.ID, left, left.stamp, i.etag)
+		if err == nil {
+			*i = left
+		}
+	}
+	if err == errMoved || err == errAbsent {
+		err = nil // somebody else has done it, or a Put has it now
+	}
+	return err
 }
 
 // List implements goproxy.Source: the complete versions of a module.

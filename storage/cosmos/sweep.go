@@ -15,10 +15,10 @@ import (
 )
 
 // A Put writes down what it is about to do before it writes the bytes of a zip or
-// makes a version complete, and strikes it out when all is done. What is left is
-// of a Put that failed, or of a process that died, or of a Delete: Finish publishes
-// what is complete, soon; Sweep ends the rest after a while. No chunk or blob is ever
-// removed otherwise.
+// makes a version complete, and strikes it out when all is done; so does a Delete, which
+// leaves the bytes. What is left is of a Put or Delete that failed, or of a process that died,
+// or bytes: Finish publishes what is complete and ends deletions, soon; Sweep ends the rest
+// after a while. No chunk or blob is ever removed otherwise.
 type intent struct {
 	ID       string `json:"id"`
 	PK       string `json:"pk"`
@@ -27,7 +27,12 @@ type intent struct {
 	Zip      *zipAt `json:"zip,omitempty"`
 	Started  int64  `json:"started"`            // µs
 	Sweeping bool   `json:"sweeping,omitempty"` // since Started
-	Delete   bool   `json:"delete,omitempty"`
+	Bytes    bool   `json:"bytes,omitempty"`    // there is nothing to do but for them
+	// A deletion of the item with the mark Of, whose entry is in that page of the index;
+	// 0: it has none.
+	Delete bool   `json:"delete,omitempty"`
+	Of     string `json:"of,omitempty"`
+	Page   int    `json:"page,omitempty"`
 	stamp
 	etag azcore.ETag
 }
@@ -73,6 +78,12 @@ func (s *Store) intend(ctx context.Context, i *intent) (*intent, error) {
 			if old.Sweeping && s.now().Sub(fromMicros(old.Started)) < s.sweepTakes {
 				return nil, goproxy.Busy(5*time.Second, "%s@%s: what is left of it is being removed", i.Path, i.Version)
 			}
+			if old.etag = oldTag; old.Delete && !i.Delete {
+				if err := s.finish(ctx, &old); err != nil { // or its tombstone would be forgotten
+					return nil, err
+				}
+				oldTag = old.etag
+			}
 			etag, err = s.replace(ctx, s.ledger, "intent", i.PK, i.ID, i, i.stamp, oldTag)
 			if err == errMoved || err == errAbsent {
 				continue
@@ -99,12 +110,13 @@ type taggedIntent struct {
 }
 
 // Finish puts versions in the catalog and the index that a Put made complete and did
-// not come to put there. Any number of processes may.
+// not come to put there, and ends Deletes that did not come to their end. Any number of
+// processes may.
 func (s *Store) Finish(ctx context.Context) error {
 	var left []*intent
 	before := micros(s.now().Add(-finishAfter))
 	err := s.query(ctx, s.ledger, "finish", "", "SELECT * FROM c WHERE c.started > 0 AND c.started < @before", 100, map[string]any{"@before": before}, decode(func(i *taggedIntent) bool {
-		if i.intent.etag = azcore.ETag(i.ETag); !i.Sweeping && !i.Delete {
+		if i.intent.etag = azcore.ETag(i.ETag); !i.Sweeping && !i.Bytes {
 			left = append(left, &i.intent)
 		}
 		return len(left) < 1000
@@ -127,6 +139,11 @@ func (s *Store) Finish(ctx context.Context) error {
 func (s *Store) finish(ctx context.Context, i *intent) error {
 	m := module.Version{Path: i.Path, Version: i.Version}
 	v, vtag, err := s.version(ctx, "finish", m)
+	if i.Delete && (err == errAbsent || err == nil && v.W != i.Of) {
+		return s.endDelete(ctx, i) // it is gone, though a Put may have made another
+	} else if i.Delete && err == nil {
+		return nil // it has not begun
+	}
 	if err == errAbsent || err == nil && v.Complete == 0 {
 		return nil
 	} else if err != nil {
@@ -192,17 +209,23 @@ func (s *Store) Sweep(ctx context.Context) error {
 }
 
 func (s *Store) sweep(ctx context.Context, i *intent) error {
-	// Taken before the version is looked at: a Put that begins now is refused.
 	etag, err := s.get(ctx, s.ledger, "sweep", i.PK, i.ID, i)
 	if err == errAbsent || err == nil && s.now().Sub(fromMicros(i.Started)) < sweepAfter {
 		return nil
 	} else if err != nil {
 		return err
 	}
+	if i.etag = etag; i.Delete {
+		if err := s.finish(ctx, i); err != nil {
+			return err
+		}
+		etag = i.etag
+	}
 	// In a while it is refused no more. What is not removed by then is the next
 	// sweep's: the Put may be writing the same bytes.
 	ctx, cancel := context.WithTimeout(ctx, s.sweepTakes/2)
 	defer cancel()
+	// Taken before the version is looked at: a Put that begins now is refused.
 	i.Sweeping, i.Started, i.stamp = true, micros(s.now()), newStamp()
 	etag, err = s.replace(ctx, s.ledger, "sweep", i.PK, i.ID, i, i.stamp, etag)
 	if err == errMoved || err == errAbsent {

@@ -26,7 +26,7 @@ func Run(t *testing.T, b Backend) {
 	for name, test := range map[string]func(*testing.T, Backend){
 		"Store/Files": files, "Store/Conflict": conflict, "Store/Names": names, "Store/Concurrent": concurrent,
 		"Store/FailedPut": failedPut, "Store/ReaderDuringPut": readerDuringPut, "Store/Cancelled": cancelled, "Store/BigZip": bigZips,
-		"Store/Catalog": catalog, "Store/Index": index, "Store/IndexWriters": indexWriters, "Store/Delete": deletes, "Store/Reopen": reopen,
+		"Store/Catalog": catalog, "Store/Index": index, "Store/IndexWriters": indexWriters, "Store/Delete": deletes, "Store/Tombstone": tombstone, "Store/Reopen": reopen,
 		"Ledger/Known": known, "Ledger/Forget": forget, "Ledger/Queue": queue, "Ledger/Start": start, "Ledger/Parked": parked, "Ledger/Full": full, "Ledger/Lease": lease, "Ledger/ClaimOnce": claimOnce, "Ledger/Wait": wait, "Ledger/Swap": swap,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, b) })
@@ -473,6 +473,32 @@ func deletes(t *testing.T, b Backend) {
 	must(t, s.Put(ctx, again.Version, again.Files()))
 	if !bytes.Equal(read(t, s, again.Version, storage.FileZip), again.Zip) {
 		t.Error("the old bytes came back")
+	}
+}
+
+// Who sees a tombstone and asks again gets nothing.
+func tombstone(t *testing.T, b Backend) {
+	s, _ := b.open(t, t.TempDir(), time.Now)
+	for i := range 8 {
+		v := New("example.com/m", fmt.Sprintf("v1.%d.0", i), "")
+		must(t, s.Put(ctx, v.Version, v.Files()))
+		done := make(chan error, 1)
+		go func() { done <- s.Delete(ctx, v.Version) }()
+		for deadline := time.Now().Add(30 * time.Second); ; {
+			gone, err := s.Deleted(ctx, time.Time{}, 100)
+			must(t, err)
+			if len(gone) == i+1 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("there is no tombstone")
+			}
+		}
+		_, err := s.Mod(ctx, v.Version)
+		wantErr(t, "Mod once there is a tombstone", err, fs.ErrNotExist)
+		_, err = s.Resolve(ctx, v.Path, v.Version.Version)
+		wantErr(t, "Resolve once there is a tombstone", err, fs.ErrNotExist)
+		must(t, <-done)
 	}
 }
 
