@@ -85,7 +85,8 @@ type Store interface {
 	Deleted(ctx context.Context, since time.Time, limit int) ([]IndexEntry, error)
 
 	// Catalog returns complete versions, ordered by path and then version as
-	// strings, that come after the token; "" starts. A token that is not one is
+	// strings, that come after the token; "" starts. A page may have fewer than limit,
+	// even none: the last one is that without Next. A token that is not one is
 	// an error with status 400. limit below 1 is an error with status 400.
 	Catalog(ctx context.Context, after string, limit int) (Page, error)
 

@@ -119,51 +119,66 @@ func (s *Store) register(ctx context.Context, shard string) error {
 	return nil
 }
 
-// Catalog implements storage.Store. The token is the last pair, in base64.
+// A page of the catalog makes this many queries at most: one for each partition, and one
+// for the names of this many. Then it ends, however few versions it has.
+const catalogQueries = 50
+
+// Catalog implements storage.Store. The token, in base64, is the last pair, or the last
+// partition that is done with: its name, a space, and no version.
 func (s *Store) Catalog(ctx context.Context, after string, limit int) (storage.Page, error) {
 	var page storage.Page
 	if limit < 1 {
 		return page, goproxy.Errorf(http.StatusBadRequest, "bad request: page size %d: at least 1 is needed", limit)
 	}
-	last := ""
+	at, last := "", "" // the partition, and the pair in it behind which to go on; "": it is done with
 	if after != "" {
 		b, err := base64.RawURLEncoding.DecodeString(after)
 		if err != nil || strings.Count(string(b), " ") != 1 {
 			return page, goproxy.Errorf(http.StatusBadRequest, "bad request: %.80q is not a catalog token", after)
 		}
-		last = string(b)
+		path, version, _ := strings.Cut(string(b), " ")
+		if at = shard(path); version != "" {
+			last = string(b)
+		}
 	}
-	at, begun := "", last != ""
-	if begun {
-		path, _, _ := strings.Cut(last, " ")
-		at = shard(path)
+	token := func(at string) string { return base64.RawURLEncoding.EncodeToString([]byte(at)) }
+	queries := 0
+	ask := func(pk, after string, n int, f func(key string) bool) error {
+		queries++
+		text := fmt.Sprintf("SELECT TOP %d c.key FROM c WHERE c.pk = @pk AND c.key > @after ORDER BY c.key", n)
+		return s.query(ctx, s.modules, "catalog", pk, text, min(n, 1000), map[string]any{"@after": after}, decode(func(l *listed) bool { return f(l.Key) }))
 	}
-	for {
+	var next []string // partitions
+	for begun := last != ""; ; begun = true {
 		if begun {
-			ask := limit - len(page.Versions) + 1 // one more, to see whether there is
-			text := fmt.Sprintf("SELECT TOP %d c.key FROM c WHERE c.pk = @pk AND c.key > @after ORDER BY c.key", ask)
-			err := s.query(ctx, s.modules, "catalog", "c/"+at, text, min(ask, 1000), map[string]any{"@after": last}, decode(func(l *listed) bool {
+			n := limit - len(page.Versions) + 1 // one more, to see whether there is
+			err := ask("c/"+at, last, n, func(key string) bool {
 				if len(page.Versions) == limit {
-					page.Next = base64.RawURLEncoding.EncodeToString([]byte(last))
+					page.Next = token(last)
 					return false
 				}
-				path, v, _ := strings.Cut(l.Key, " ")
+				path, v, _ := strings.Cut(key, " ")
 				page.Versions = append(page.Versions, module.Version{Path: path, Version: v})
-				last = l.Key
+				last = key
 				return true
-			}))
+			})
 			if err != nil || page.Next != "" {
 				return page, err
 			}
 		}
-		next := ""
-		err := s.query(ctx, s.modules, "catalog", "c", "SELECT TOP 1 c.key FROM c WHERE c.pk = @pk AND c.key > @after ORDER BY c.key", 1, map[string]any{"@after": at}, decode(func(l *listed) bool {
-			next = l.Key
-			return false
-		}))
-		if err != nil || next == "" {
-			return page, err
+		if len(next) == 0 {
+			err := ask("c", at, catalogQueries, func(key string) bool {
+				next = append(next, key)
+				return true
+			})
+			if err != nil || len(next) == 0 {
+				return page, err
+			}
 		}
-		at, begun = next, true
+		if len(page.Versions) == limit || queries >= catalogQueries {
+			page.Next = token(at + " ")
+			return page, nil
+		}
+		at, next, last = next[0], next[1:], ""
 	}
 }
