@@ -50,7 +50,7 @@ func FullDisk(err error) error {
 type Files struct {
 	Info []byte
 	Mod  []byte
-	Zip  io.Reader // streamed; read once; not closed; an *os.File may be kept itself (a hard link), and is not written to any more
+	Zip  io.Reader // streamed; read once, or as often as is needed if it is an io.Seeker; not closed; an *os.File may be kept itself (a hard link), and is not written to any more
 
 	// ZipH1 is the hash of Zip when the caller has it from goproxy.CheckZip:
 	// nobody behind Put reads all of the zip to check it again.
