@@ -135,6 +135,8 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 				return errMoved
 			case http.StatusUnauthorized, http.StatusForbidden:
 				return refused(op, err)
+			case http.StatusRequestEntityTooLarge:
+				return goproxy.Errorf(http.StatusRequestEntityTooLarge, "Cosmos DB (%s): %w", op, short(err))
 			case http.StatusTooManyRequests:
 				pause = max(pause, retryAfter(re.RawResponse))
 			case 449: // Retry With: another write to the item was going on
@@ -258,9 +260,21 @@ func (a *account) get(ctx context.Context, c *azcosmos.ContainerClient, op, pk, 
 	return got.ETag, json.Unmarshal(got.Value, v)
 }
 
+// maxItem is the size of an item's JSON. The service takes 2 MB, with what it adds.
+const maxItem = 2<<20 - 16<<10
+
+// itemJSON is 413 for what does not fit: it would not fit the next time either.
+func itemJSON(op string, v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err == nil && len(b) > maxItem {
+		err = goproxy.Errorf(http.StatusRequestEntityTooLarge, "Cosmos DB (%s): an item of %d bytes; at most %d are kept", op, len(b), maxItem)
+	}
+	return b, err
+}
+
 // create writes an item that is not there; errExists.
 func (a *account) create(ctx context.Context, c *azcosmos.ContainerClient, op, pk, id string, v any, s stamp) (azcore.ETag, error) {
-	b, err := json.Marshal(v)
+	b, err := itemJSON(op, v)
 	if err != nil {
 		return "", err
 	}
@@ -278,7 +292,7 @@ func (a *account) create(ctx context.Context, c *azcosmos.ContainerClient, op, p
 
 // replace writes an item if it still has the ETag; errMoved, errAbsent.
 func (a *account) replace(ctx context.Context, c *azcosmos.ContainerClient, op, pk, id string, v any, s stamp, old azcore.ETag) (azcore.ETag, error) {
-	b, err := json.Marshal(v)
+	b, err := itemJSON(op, v)
 	if err != nil {
 		return "", err
 	}
@@ -312,7 +326,7 @@ func (a *account) mine(ctx context.Context, c *azcosmos.ContainerClient, op, pk,
 
 // upsert writes an item whatever was there.
 func (a *account) upsert(ctx context.Context, c *azcosmos.ContainerClient, op, pk string, v any) error {
-	b, err := json.Marshal(v)
+	b, err := itemJSON(op, v)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -48,8 +49,8 @@ type zipAt struct {
 	Kept int64  `json:"kept"` // µs
 }
 
-// Above this a file is compressed; above maxItemText it does not fit an item of
-// 2 MB, which no go.mod file that is not made to does.
+// Above this a file is compressed; above maxItemText it does not fit an item, which no
+// go.mod file that is not made to does. (Nor do two that are nearly as large: maxItem.)
 const (
 	plainText   = 32 << 10
 	maxItemText = 1 << 20
@@ -203,8 +204,11 @@ func (s *Store) source(ctx context.Context, r io.Reader) (*zipSource, error) {
 	hash := sha256.New()
 	w := io.Writer(hash)
 	if rs, ok := r.(io.ReadSeeker); ok {
-		z.ReadSeeker = rs
-	} else {
+		if start, err := rs.Seek(0, io.SeekCurrent); err == nil { // a pipe is a file too
+			z.ReadSeeker = fromHere{rs, start}
+		}
+	}
+	if z.ReadSeeker == nil {
 		tmp, err := os.CreateTemp(s.o.TempDir, "put-")
 		if err != nil {
 			return nil, storage.FullDisk(err)
@@ -221,6 +225,20 @@ func (s *Store) source(ctx context.Context, r io.Reader) (*zipSource, error) {
 	return z, nil
 }
 
+// fromHere begins where its reader is.
+type fromHere struct {
+	io.ReadSeeker
+	start int64
+}
+
+func (r fromHere) Seek(offset int64, whence int) (int64, error) {
+	if whence == io.SeekStart {
+		offset += r.start
+	}
+	at, err := r.ReadSeeker.Seek(offset, whence)
+	return at - r.start, err
+}
+
 type contextReader struct {
 	ctx context.Context
 	r   io.Reader
@@ -233,15 +251,30 @@ func (r contextReader) Read(b []byte) (int, error) {
 	return r.r.Read(b)
 }
 
-// zipName is where a zip of m with this hash is kept.
+// zipName is where a zip of m with this hash is kept. A name that is too long, for a blob,
+// or too deep has a hash in place of path and version, which no path begins like.
 func zipName(m module.Version, sha string) (string, error) {
 	p, err := module.EscapePath(m.Path)
 	if err != nil {
 		return "", err
 	}
 	v, err := module.EscapeVersion(m.Version)
-	return p + "/@v/" + v + "." + sha + ".zip", err
+	if err != nil {
+		return "", err
+	}
+	name := p + "/@v/" + v + "." + sha + ".zip"
+	if len(name) > maxZipName || strings.Count(name, "/") >= maxZipFolders {
+		name = "!/" + hashID(m.String()) + "." + sha + ".zip"
+	}
+	return name, nil
 }
+
+// Bounds of a blob's name. Source: Microsoft's "Naming and referencing containers, blobs,
+// and metadata".
+const (
+	maxZipName    = 1024
+	maxZipFolders = 254
+)
 
 // Put implements storage.Store. The zip's bytes come first; the version's item,
 // which names them, makes all of the files visible in one write; the catalog and

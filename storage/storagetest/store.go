@@ -8,6 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -24,7 +26,7 @@ import (
 // Run runs the whole suite.
 func Run(t *testing.T, b Backend) {
 	for name, test := range map[string]func(*testing.T, Backend){
-		"Store/Files": files, "Store/Conflict": conflict, "Store/Names": names, "Store/Concurrent": concurrent,
+		"Store/Files": files, "Store/ZipReaders": zipReaders, "Store/Conflict": conflict, "Store/Names": names, "Store/Concurrent": concurrent,
 		"Store/FailedPut": failedPut, "Store/ReaderDuringPut": readerDuringPut, "Store/Cancelled": cancelled, "Store/BigZip": bigZips,
 		"Store/Catalog": catalog, "Store/Index": index, "Store/IndexWriters": indexWriters, "Store/Delete": deletes, "Store/Tombstone": tombstone, "Store/Reopen": reopen,
 		"Ledger/Known": known, "Ledger/Forget": forget, "Ledger/Queue": queue, "Ledger/Start": start, "Ledger/Parked": parked, "Ledger/Full": full, "Ledger/Lease": lease, "Ledger/ClaimOnce": claimOnce, "Ledger/Wait": wait, "Ledger/Swap": swap,
@@ -104,6 +106,36 @@ func files(t *testing.T, b Backend) {
 		if len(entries) != 1 || entries[0].Path != v.Path {
 			t.Errorf("index: %v", entries)
 		}
+	}
+}
+
+// A zip is what its reader has from where it is, whatever lies before; and it may be a
+// file that can't be sought.
+func zipReaders(t *testing.T, b Backend) {
+	s, _ := b.open(t, t.TempDir(), time.Now)
+	v := New("example.com/m", "v1.0.0", "")
+	name := filepath.Join(t.TempDir(), "zip")
+	must(t, os.WriteFile(name, append([]byte("before it"), v.Zip...), 0o600))
+	f, err := os.Open(name)
+	must(t, err)
+	defer f.Close()
+	_, err = f.Seek(int64(len("before it")), io.SeekStart)
+	must(t, err)
+	must(t, s.Put(ctx, v.Version, storage.Files{Info: v.Info, Mod: v.Mod, Zip: f}))
+	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
+		t.Error("other bytes came back of a part of a file")
+	}
+	v = New("example.com/m", "v1.1.0", "")
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer r.Close()
+	go func() {
+		w.Write(v.Zip)
+		w.Close()
+	}()
+	must(t, s.Put(ctx, v.Version, storage.Files{Info: v.Info, Mod: v.Mod, Zip: r}))
+	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
+		t.Error("other bytes came back of a pipe")
 	}
 }
 
