@@ -130,7 +130,7 @@ type Zips interface {
 type Options struct {
 	Zips     Zips          // nil: chunks in Cosmos DB
 	TempDir  string        // takes zips that can't be read twice; "": the system's
-	QueueMax int           // bounds the jobs in the queue, roughly: replicas count by themselves; 0: no bound
+	QueueMax int           // bounds the jobs in the queue, as storage.QueueCounts has it, and roughly: replicas count by themselves; 0: no bound
 	Patience time.Duration // how long one operation is tried; 0: 20 s
 	// BackgroundUnits a second are spent on what nobody waits for; 0: no bound.
 	BackgroundUnits int

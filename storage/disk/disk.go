@@ -41,7 +41,7 @@ import (
 
 // Options of Open. The zero value is good.
 type Options struct {
-	QueueMax int              // bounds the jobs in the queue; 0: no bound
+	QueueMax int              // bounds the jobs in the queue, as storage.QueueCounts has it; 0: no bound
 	Now      func() time.Time // nil: time.Now
 	Log      *slog.Logger     // nil: slog.Default
 }

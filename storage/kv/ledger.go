@@ -41,7 +41,7 @@ var _ storage.Ledger = (*Ledger)(nil)
 
 // NewLedger returns a ledger over db, and queue for the jobs. A queue may have a
 // method Sync: what nobody waits for, and so nobody would ask for again, is in the
-// queue when it has returned. queueMax bounds the jobs; 0: no bound. now is the
+// queue when it has returned. queueMax bounds the jobs, as storage.QueueCounts has it; 0: no bound. now is the
 // clock; nil is time.Now.
 func NewLedger(db, queue DB, queueMax int, now func() time.Time) *Ledger {
 	if now == nil {

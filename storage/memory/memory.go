@@ -42,8 +42,8 @@ var (
 	_ storage.Ledger = (*Store)(nil)
 )
 
-// New returns an empty store. queueMax bounds the jobs in the queue; 0: no
-// bound. now is the clock; nil is time.Now.
+// New returns an empty store. queueMax bounds the jobs in the queue, as
+// storage.QueueCounts has it; 0: no bound. now is the clock; nil is time.Now.
 func New(queueMax int, now func() time.Time) *Store {
 	if now == nil {
 		now = time.Now
