@@ -123,7 +123,7 @@ type Config struct {
 	Workers           int           `key:"workers" default:"64" help:"Fetches at once, for each crawler."`
 	ZipWorkers        int           `key:"zip-workers" default:"8" help:"Of these, zips."`
 	InflightMaxBytes  Bytes         `key:"inflight-max-bytes" default:"2GiB" help:"Bytes of zips being fetched to disk at once, for each crawler."`
-	QueueMax          int           `key:"queue-max" default:"20000" help:"Jobs in the queue; more are refused with 503."`
+	QueueMax          int           `key:"queue-max" default:"20000" help:"Jobs in the queue, besides parked ones; more are refused with 503. Work ahead of demand has half of it."`
 	MaxWaiting        int           `key:"max-waiting" default:"2000" help:"Requests of a proxy that may wait for a fetch; more are refused with 503."`
 	MaxConnections    int           `key:"max-connections" default:"10000" help:"Requests in flight for each address; more are refused with 503."`
 	MaxBodyBytes      Bytes         `key:"max-body-bytes" default:"600MiB" help:"Largest body of a save."`

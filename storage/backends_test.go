@@ -2,7 +2,6 @@ package storage_test
 
 import (
 	"testing"
-	"time"
 
 	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/disk"
@@ -10,8 +9,8 @@ import (
 	"github.com/athensctl/athensctl/storage/storagetest"
 )
 
-func openDisk(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
-	s, err := disk.Open(dir, disk.Options{Now: now})
+func openDisk(t *testing.T, dir string, o storagetest.Options) (storage.Store, storage.Ledger) {
+	s, err := disk.Open(dir, disk.Options{Now: o.Now, QueueMax: o.QueueMax})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -19,8 +18,8 @@ func openDisk(t *testing.T, dir string, now func() time.Time) (storage.Store, st
 	return s, s
 }
 
-func openMemory(t *testing.T, _ string, now func() time.Time) (storage.Store, storage.Ledger) {
-	s := memory.New(0, now)
+func openMemory(t *testing.T, _ string, o storagetest.Options) (storage.Store, storage.Ledger) {
+	s := memory.New(o.QueueMax, o.Now)
 	return s, s
 }
 

@@ -31,7 +31,8 @@ var (
 	_ Ledger = (*Client)(nil)
 )
 
-// Put implements Store; the zip is streamed.
+// Put implements Store; the zip is streamed. Where it is an io.Seeker it can be sent to
+// another replica, when the first is away.
 func (c *Client) Put(ctx context.Context, m module.Version, f Files) error {
 	if f.Info == nil && f.Mod == nil && f.Zip == nil {
 		return nil
@@ -40,17 +41,13 @@ func (c *Client) Put(ctx context.Context, m module.Version, f Files) error {
 	if err != nil {
 		return err
 	}
-	r, w := io.Pipe()
-	form := multipart.NewWriter(w)
-	go func() {
-		w.CloseWithError(writeForm(form, f))
-	}()
-	defer r.Close()
-	header := http.Header{"Content-Type": {form.FormDataContentType()}}
+	form := newForm(f)
+	defer func() { form.Close() }() // the last of its readers
+	header := http.Header{"Content-Type": {"multipart/form-data; boundary=" + form.boundary}}
 	if f.ZipH1 != "" {
 		header.Set(headerZipH1, f.ZipH1)
 	}
-	resp, err := c.do(ctx, http.MethodPost, strings.TrimSuffix(path, ".zip")+".save", header, r)
+	resp, err := c.do(ctx, http.MethodPost, strings.TrimSuffix(path, ".zip")+".save", header, form)
 	if err != nil {
 		return fmt.Errorf("put %s: %w", m, err)
 	}
@@ -59,6 +56,56 @@ func (c *Client) Put(ctx context.Context, m module.Version, f Files) error {
 
 // headerZipH1 carries Files.ZipH1.
 const headerZipH1 = "Athensctl-Zip-H1"
+
+// form is the body of a Put.
+type form struct {
+	*io.PipeReader
+	files    Files
+	boundary string
+	zip      io.Seeker     // nil: the form can be read once
+	start    int64         // of zip
+	done     chan struct{} // closed when nothing reads files any more
+}
+
+func newForm(f Files) *form {
+	b := &form{files: f, boundary: multipart.NewWriter(io.Discard).Boundary()}
+	if zip, ok := f.Zip.(io.Seeker); ok {
+		var err error
+		if b.start, err = zip.Seek(0, io.SeekCurrent); err == nil {
+			b.zip = zip
+		}
+	}
+	b.write()
+	return b
+}
+
+func (b *form) write() {
+	r, w := io.Pipe()
+	done := make(chan struct{})
+	b.PipeReader, b.done = r, done
+	go func() {
+		defer close(done)
+		m := multipart.NewWriter(w)
+		err := m.SetBoundary(b.boundary)
+		if err == nil {
+			err = writeForm(m, b.files)
+		}
+		w.CloseWithError(err)
+	}()
+}
+
+// again is for http.Request.GetBody. What reads the body that there was gets nothing more.
+func (b *form) again() (io.ReadCloser, error) {
+	b.Close()
+	<-b.done
+	if b.zip != nil {
+		if _, err := b.zip.Seek(b.start, io.SeekStart); err != nil {
+			return nil, err
+		}
+	}
+	b.write()
+	return b.PipeReader, nil
+}
 
 func writeForm(form *multipart.Writer, f Files) error {
 	for _, part := range []struct {
@@ -280,6 +327,9 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 		return nil, err
 	}
 	maps.Copy(req.Header, header)
+	if form, ok := body.(*form); ok && (form.zip != nil || form.files.Zip == nil) {
+		req.Body, req.GetBody = form.PipeReader, form.again
+	}
 	resp, err := c.HTTP.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {

@@ -50,7 +50,7 @@ func FullDisk(err error) error {
 type Files struct {
 	Info []byte
 	Mod  []byte
-	Zip  io.Reader // streamed; read once; not closed; an *os.File may be kept itself (a hard link), and is not written to any more
+	Zip  io.Reader // streamed; read once, or as often as is needed if it is an io.Seeker; not closed; an *os.File may be kept itself (a hard link), and is not written to any more
 
 	// ZipH1 is the hash of Zip when the caller has it from goproxy.CheckZip:
 	// nobody behind Put reads all of the zip to check it again.
@@ -68,13 +68,16 @@ type Store interface {
 
 	// Put keeps the given files, each whole or not at all. Bytes that are kept
 	// already are a success; other bytes are ErrConflict, and the first stay.
-	// After an error any of the files may have been kept, each whole.
+	// After an error any of the files may have been kept, each whole; a version of
+	// which all are is complete.
 	// Put checks no content; see goproxy.CheckZip and ParseInfo for that.
 	Put(ctx context.Context, m module.Version, f Files) error
 
-	// Delete removes all files of a version and leaves a tombstone that
-	// Deleted reports. A version of which nothing is kept is fs.ErrNotExist.
-	// The version may be put again, with other bytes.
+	// Delete removes all files of a version, and then leaves a tombstone that
+	// Deleted reports: who reads it and asks again does not get them. A version of
+	// which nothing is kept is fs.ErrNotExist.
+	// The version may be put again, with other bytes. What one that failed has left
+	// undone, another call does, or the backend by itself before long.
 	Delete(ctx context.Context, m module.Version) error
 
 	// Deleted returns the tombstones with Time at or after since, oldest
@@ -82,7 +85,8 @@ type Store interface {
 	Deleted(ctx context.Context, since time.Time, limit int) ([]IndexEntry, error)
 
 	// Catalog returns complete versions, ordered by path and then version as
-	// strings, that come after the token; "" starts. A token that is not one is
+	// strings, that come after the token; "" starts. A page may have fewer than limit,
+	// even none: the last one is that without Next. A token that is not one is
 	// an error with status 400. limit below 1 is an error with status 400.
 	Catalog(ctx context.Context, after string, limit int) (Page, error)
 
@@ -183,12 +187,16 @@ type Ledger interface {
 	// Known returns what upstream last answered; fs.ErrNotExist when it was
 	// never asked or the answer was dropped.
 	Known(ctx context.Context, k Key) (*Known, error)
+	// SetKnown replaces what is known. A list, and the answer to "latest", stay until
+	// another is set: they are served while upstream is down. A refusal may be forgotten
+	// an hour after it was set, any other answer after 30 days, and what was known
+	// before has no part in that.
 	SetKnown(ctx context.Context, k Key, a *Known) error
 
 	// Enqueue adds a job unless one with its key is queued or claimed; added
 	// says which. An existing job takes the more urgent priority of the two, with the
-	// Trace that belongs to it, and the earlier NotBefore, unless it is parked. A full
-	// queue is ErrQueueFull.
+	// Trace that belongs to it, and the earlier NotBefore, unless it is parked. A new job
+	// for which there is no room is ErrQueueFull; see QueueCounts.
 	Enqueue(ctx context.Context, j Job) (added bool, err error)
 	// Start is Enqueue and Claim in one step: a job with that key that was not
 	// there is returned, leased to the worker. There was one already: nil, nil,
@@ -204,7 +212,8 @@ type Ledger interface {
 	// has claimed the job; else ErrLeaseLost.
 	Done(ctx context.Context, j *Job, cause error) error
 	// Retry gives the job back, with its Attempts and Parked as they are in j, to be
-	// claimed after delay; Wait returns cause.
+	// claimed after delay; Wait returns cause. One that may not be parked for want of
+	// room ends, as with Done; see QueueCounts.
 	Retry(ctx context.Context, j *Job, delay time.Duration, cause error) error
 	// Wait waits until the job's present or next attempt ends, whichever
 	// worker ends it, and returns that attempt's error: nil when it went well.
@@ -277,6 +286,56 @@ func (j *Job) ParkedErr(now time.Time) error {
 
 // ErrDropped is what Wait returns for a job that was dropped.
 var ErrDropped = goproxy.Errorf(http.StatusServiceUnavailable, "the job was dropped by an operator")
+
+// QueueCounts are the jobs of a queue, as its bound counts them. The bound is on jobs that
+// are not parked. Those ahead of demand, parked ones too, take half of it at most: what a
+// feed names when a host is away leaves room for somebody who waits for another. And half
+// as many as the bound may be parked that somebody has waited for; one more is forgotten
+// in place of being parked, and made anew when somebody asks again.
+type QueueCounts struct {
+	Demand, Ahead             int // not parked
+	ParkedDemand, ParkedAhead int
+}
+
+// Change counts that old became new; nil is no job.
+func (n *QueueCounts) Change(old, new *Job) {
+	if old != nil {
+		p := n.of(old)
+		*p = max(0, *p-1)
+	}
+	if new != nil {
+		*n.of(new)++
+	}
+}
+
+func (n *QueueCounts) of(j *Job) *int {
+	switch {
+	case j.Parked && j.Priority == Demand:
+		return &n.ParkedDemand
+	case j.Parked:
+		return &n.ParkedAhead
+	case j.Priority == Demand:
+		return &n.Demand
+	}
+	return &n.Ahead
+}
+
+// Room reports whether there is room for another job of that priority, with this bound;
+// 0: no bound.
+func (n QueueCounts) Room(p Priority, bound int) bool {
+	switch {
+	case bound <= 0:
+		return true
+	case n.Demand+n.Ahead >= bound:
+		return false
+	}
+	return p == Demand || n.Ahead+n.ParkedAhead < (bound+1)/2
+}
+
+// MayPark reports whether a job that is in the queue may be parked.
+func (n QueueCounts) MayPark(j *Job, bound int) bool {
+	return bound <= 0 || j.Priority != Demand || n.ParkedDemand < (bound+1)/2
+}
 
 // QueueStats describes the queue.
 type QueueStats struct {

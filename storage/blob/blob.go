@@ -123,6 +123,34 @@ func (s *Store) Put(ctx context.Context, name string, r io.ReadSeeker, size int6
 	ctx, span := start(ctx, "put", size)
 	defer func() { tracing.End(span, err) }()
 	b := s.container.NewBlockBlobClient(name)
+	begin, err := r.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	for try := 1; ; try++ {
+		err := upload(ctx, b, r, size)
+		if !bloberror.HasCode(err, bloberror.BlobAlreadyExists, bloberror.ConditionNotMet, bloberror.InvalidBlockList) {
+			return failure("write", err)
+		}
+		there, e := b.GetProperties(ctx, nil)
+		switch {
+		case e == nil && (there.ContentLength == nil || *there.ContentLength != size):
+			return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage has %s with another size", name)
+		case e == nil:
+			return nil
+		case !bloberror.HasCode(e, bloberror.BlobNotFound) || try == 3:
+			return failure("write", err)
+		}
+		// It was there, and was removed: blocks that wait to be committed are dropped
+		// when others of the same blob are.
+		if _, err := r.Seek(begin, io.SeekStart); err != nil {
+			return err
+		}
+	}
+}
+
+// upload writes a blob that is not there.
+func upload(ctx context.Context, b *blockblob.Client, r io.ReadSeeker, size int64) (err error) {
 	absent := azcore.ETagAny
 	once := &blob.AccessConditions{ModifiedAccessConditions: &blob.ModifiedAccessConditions{IfNoneMatch: &absent}}
 	zip := "application/zip"
@@ -132,17 +160,7 @@ func (s *Store) Put(ctx context.Context, name string, r io.ReadSeeker, size int6
 	} else {
 		_, err = b.UploadStream(ctx, r, &blockblob.UploadStreamOptions{BlockSize: blockBytes, Concurrency: 2, HTTPHeaders: headers, AccessConditions: once})
 	}
-	if !bloberror.HasCode(err, bloberror.BlobAlreadyExists, bloberror.ConditionNotMet) {
-		return failure("write", err)
-	}
-	there, err := b.GetProperties(ctx, nil)
-	if err != nil {
-		return failure("write", err)
-	}
-	if there.ContentLength == nil || *there.ContentLength != size {
-		return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage has %s with another size", name)
-	}
-	return nil
+	return err
 }
 
 // Get returns a reader of the blob; it fails where there is none. What is skipped

@@ -29,16 +29,23 @@ const shardBytes = 13
 
 func shard(path string) string { return path[:min(len(path), shardBytes)] }
 
-// publish enters a complete version in the index, once, and then in the catalog.
-// Only a page that the version's item names may have its entry; where that one is
-// sealed without it, the item has to name another first.
+// publish enters a complete version in the index, once, and then in the catalog, if it is
+// not there yet.
 func (s *Store) publish(ctx context.Context, m module.Version, v *version, etag azcore.ETag) error {
-	item := listed{ID: entryID(m), PK: "c/" + shard(m.Path), Key: m.Path + " " + m.Version}
-	if _, err := s.get(ctx, s.modules, "catalog", item.PK, item.ID, new(listed)); err == nil {
-		return nil
-	} else if err != errAbsent {
+	if _, err := s.get(ctx, s.modules, "catalog", catalogPK(m), entryID(m), new(listed)); err != errAbsent {
 		return err
 	}
+	return s.enter(ctx, m, v, etag)
+}
+
+// enter enters a version in the index and the catalog. Only a page that the version's item
+// names may have its entry; where that one is sealed without it, the item has to name
+// another first.
+//
+// A Delete may be going on. It removes the item, and then the entries; so whoever enters
+// one looks at the item again, and whoever removes one does too (withdraw). The last of
+// them sees how it is.
+func (s *Store) enter(ctx context.Context, m module.Version, v *version, etag azcore.ETag) error {
 	for {
 		_, err := s.index.append(ctx, entry{ID: entryID(m), Path: m.Path, Version: m.Version}, v.Page)
 		if err == nil {
@@ -65,11 +72,39 @@ func (s *Store) publish(ctx context.Context, m module.Version, v *version, etag 
 	if err := s.register(ctx, shard(m.Path)); err != nil {
 		return err
 	}
+	item := listed{ID: entryID(m), PK: catalogPK(m), Key: m.Path + " " + m.Version}
 	if _, err := s.create(ctx, s.modules, "catalog", item.PK, item.ID, item, stamp{}); err != nil && err != errExists {
 		return err
 	}
-	return nil
+	now, _, err := s.version(ctx, "put", m)
+	if err == nil && now.Complete == v.Complete && now.Page == v.Page {
+		return nil
+	} else if err != nil && err != errAbsent {
+		return err
+	}
+	return s.withdraw(ctx, m, v.Page)
 }
+
+// withdraw takes a version whose item is gone out of a page of the index, and then out of
+// the catalog: what is in the catalog is in the index, or somebody is here. Where a Put has
+// made an item again meanwhile, and may have found the entries there, that is published.
+func (s *Store) withdraw(ctx context.Context, m module.Version, page int) error {
+	err := errors.Join(
+		s.remove(ctx, s.modules, "delete", s.index.pk(page), entryID(m), ""),
+		s.remove(ctx, s.modules, "delete", catalogPK(m), entryID(m), ""))
+	if err != nil {
+		return err
+	}
+	v, etag, err := s.version(ctx, "delete", m)
+	if err == errAbsent || err == nil && v.Complete == 0 {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return s.publish(ctx, m, v, etag)
+}
+
+func catalogPK(m module.Version) string { return "c/" + shard(m.Path) }
 
 // register makes a partition of the catalog known.
 func (s *Store) register(ctx context.Context, shard string) error {
@@ -84,58 +119,66 @@ func (s *Store) register(ctx context.Context, shard string) error {
 	return nil
 }
 
-// withdraw takes a version out of the catalog and the index.
-func (s *Store) withdraw(ctx context.Context, m module.Version, v *version) error {
-	return errors.Join(
-		s.remove(ctx, s.modules, "delete", "c/"+shard(m.Path), entryID(m), ""),
-		s.remove(ctx, s.modules, "delete", s.index.pk(v.Page), entryID(m), ""))
-}
+// A page of the catalog makes this many queries at most: one for each partition, and one
+// for the names of this many. Then it ends, however few versions it has.
+const catalogQueries = 50
 
-// Catalog implements storage.Store. The token is the last pair, in base64.
+// Catalog implements storage.Store. The token, in base64, is the last pair, or the last
+// partition that is done with: its name, a space, and no version.
 func (s *Store) Catalog(ctx context.Context, after string, limit int) (storage.Page, error) {
 	var page storage.Page
 	if limit < 1 {
 		return page, goproxy.Errorf(http.StatusBadRequest, "bad request: page size %d: at least 1 is needed", limit)
 	}
-	last := ""
+	at, last := "", "" // the partition, and the pair in it behind which to go on; "": it is done with
 	if after != "" {
 		b, err := base64.RawURLEncoding.DecodeString(after)
 		if err != nil || strings.Count(string(b), " ") != 1 {
 			return page, goproxy.Errorf(http.StatusBadRequest, "bad request: %.80q is not a catalog token", after)
 		}
-		last = string(b)
+		path, version, _ := strings.Cut(string(b), " ")
+		if at = shard(path); version != "" {
+			last = string(b)
+		}
 	}
-	at, begun := "", last != ""
-	if begun {
-		path, _, _ := strings.Cut(last, " ")
-		at = shard(path)
+	token := func(at string) string { return base64.RawURLEncoding.EncodeToString([]byte(at)) }
+	queries := 0
+	ask := func(pk, after string, n int, f func(key string) bool) error {
+		queries++
+		text := fmt.Sprintf("SELECT TOP %d c.key FROM c WHERE c.pk = @pk AND c.key > @after ORDER BY c.key", n)
+		return s.query(ctx, s.modules, "catalog", pk, text, min(n, 1000), map[string]any{"@after": after}, decode(func(l *listed) bool { return f(l.Key) }))
 	}
-	for {
+	var next []string // partitions
+	for begun := last != ""; ; begun = true {
 		if begun {
-			ask := limit - len(page.Versions) + 1 // one more, to see whether there is
-			text := fmt.Sprintf("SELECT TOP %d c.key FROM c WHERE c.pk = @pk AND c.key > @after ORDER BY c.key", ask)
-			err := s.query(ctx, s.modules, "catalog", "c/"+at, text, min(ask, 1000), map[string]any{"@after": last}, decode(func(l *listed) bool {
+			n := limit - len(page.Versions) + 1 // one more, to see whether there is
+			err := ask("c/"+at, last, n, func(key string) bool {
 				if len(page.Versions) == limit {
-					page.Next = base64.RawURLEncoding.EncodeToString([]byte(last))
+					page.Next = token(last)
 					return false
 				}
-				path, v, _ := strings.Cut(l.Key, " ")
+				path, v, _ := strings.Cut(key, " ")
 				page.Versions = append(page.Versions, module.Version{Path: path, Version: v})
-				last = l.Key
+				last = key
 				return true
-			}))
+			})
 			if err != nil || page.Next != "" {
 				return page, err
 			}
 		}
-		next := ""
-		err := s.query(ctx, s.modules, "catalog", "c", "SELECT TOP 1 c.key FROM c WHERE c.pk = @pk AND c.key > @after ORDER BY c.key", 1, map[string]any{"@after": at}, decode(func(l *listed) bool {
-			next = l.Key
-			return false
-		}))
-		if err != nil || next == "" {
-			return page, err
+		if len(next) == 0 {
+			err := ask("c", at, catalogQueries, func(key string) bool {
+				next = append(next, key)
+				return true
+			})
+			if err != nil || len(next) == 0 {
+				return page, err
+			}
 		}
-		at, begun = next, true
+		if len(page.Versions) == limit || queries >= catalogQueries {
+			page.Next = token(at + " ")
+			return page, nil
+		}
+		at, next, last = next[0], next[1:], ""
 	}
 }

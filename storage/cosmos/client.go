@@ -62,8 +62,8 @@ const attemptTimeout = 15 * time.Second
 
 // try makes one operation until it has an answer that is final: 429 after the time
 // that the service says, other answers that mean "again" after a back-off, up to
-// the account's patience or the context's end. Then the error is 503 with a
-// Retry-After. Source: Microsoft's "Designing resilient applications with Azure
+// the account's patience or the context's deadline. Then the error is 503 with a
+// Retry-After, at once where the next try would be too late. Source: Microsoft's "Designing resilient applications with Azure
 // Cosmos DB SDKs", its table of status codes.
 func (a *account) try(ctx context.Context, op string, f func(context.Context) (azcosmos.Response, error)) (err error) {
 	ctx, span := tracing.Start(ctx, "cosmos "+op, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(semconv.DBSystemNameAzureCosmosDB, semconv.DBOperationName(op)))
@@ -80,9 +80,19 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 		return err
 	}
 	deadline := time.Now().Add(a.patience)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	var failed error // of the last attempt
+	var pause time.Duration
+	tooLate := func() error {
+		return goproxy.Busy(max(time.Second, pause), "Cosmos DB (%s) does not answer as it should: %w", op, short(failed))
+	}
 	for attempt := 0; ; attempt++ {
-		if err := ctx.Err(); err != nil {
-			return err
+		if failed != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return tooLate()
+		} else if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		attempts++
 		one, cancel := context.WithTimeout(ctx, attemptTimeout)
@@ -95,9 +105,10 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			return nil
 		}
 		if ctx.Err() != nil {
-			return ctx.Err()
+			continue
 		}
-		pause := min(50*time.Millisecond<<min(attempt, 6), 2*time.Second)
+		failed = err
+		pause = min(50*time.Millisecond<<min(attempt, 6), 2*time.Second)
 		pause = time.Duration(float64(pause) * (0.5 + rand.Float64()))
 		var re *azcore.ResponseError
 		if !errors.As(err, &re) {
@@ -124,6 +135,8 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 				return errMoved
 			case http.StatusUnauthorized, http.StatusForbidden:
 				return refused(op, err)
+			case http.StatusRequestEntityTooLarge:
+				return goproxy.Errorf(http.StatusRequestEntityTooLarge, "Cosmos DB (%s): %w", op, short(err))
 			case http.StatusTooManyRequests:
 				pause = max(pause, retryAfter(re.RawResponse))
 			case 449: // Retry With: another write to the item was going on
@@ -135,11 +148,10 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			}
 		}
 		if time.Now().Add(pause).After(deadline) {
-			return goproxy.Busy(max(time.Second, pause), "Cosmos DB (%s) does not answer as it should: %w", op, short(err))
+			return tooLate()
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
 		case <-time.After(pause):
 		}
 	}
@@ -160,7 +172,14 @@ func (a *account) afford(ctx context.Context, op string) error {
 	return nil
 }
 
+// billKey is of the *float32 that adds up what is charged under a context: where work is
+// done for several at once, each of them spends its part.
+type billKey struct{}
+
 func (a *account) spend(ctx context.Context, charge float32) {
+	if bill, ok := ctx.Value(billKey{}).(*float32); ok {
+		*bill += charge
+	}
 	if a.background == nil || !fleet.CallOf(ctx).Background {
 		return
 	}
@@ -241,9 +260,21 @@ func (a *account) get(ctx context.Context, c *azcosmos.ContainerClient, op, pk, 
 	return got.ETag, json.Unmarshal(got.Value, v)
 }
 
+// maxItem is the size of an item's JSON. The service takes 2 MB, with what it adds.
+const maxItem = 2<<20 - 16<<10
+
+// itemJSON is 413 for what does not fit: it would not fit the next time either.
+func itemJSON(op string, v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err == nil && len(b) > maxItem {
+		err = goproxy.Errorf(http.StatusRequestEntityTooLarge, "Cosmos DB (%s): an item of %d bytes; at most %d are kept", op, len(b), maxItem)
+	}
+	return b, err
+}
+
 // create writes an item that is not there; errExists.
 func (a *account) create(ctx context.Context, c *azcosmos.ContainerClient, op, pk, id string, v any, s stamp) (azcore.ETag, error) {
-	b, err := json.Marshal(v)
+	b, err := itemJSON(op, v)
 	if err != nil {
 		return "", err
 	}
@@ -261,7 +292,7 @@ func (a *account) create(ctx context.Context, c *azcosmos.ContainerClient, op, p
 
 // replace writes an item if it still has the ETag; errMoved, errAbsent.
 func (a *account) replace(ctx context.Context, c *azcosmos.ContainerClient, op, pk, id string, v any, s stamp, old azcore.ETag) (azcore.ETag, error) {
-	b, err := json.Marshal(v)
+	b, err := itemJSON(op, v)
 	if err != nil {
 		return "", err
 	}
@@ -295,7 +326,7 @@ func (a *account) mine(ctx context.Context, c *azcosmos.ContainerClient, op, pk,
 
 // upsert writes an item whatever was there.
 func (a *account) upsert(ctx context.Context, c *azcosmos.ContainerClient, op, pk string, v any) error {
-	b, err := json.Marshal(v)
+	b, err := itemJSON(op, v)
 	if err != nil {
 		return err
 	}

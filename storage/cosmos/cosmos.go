@@ -130,7 +130,7 @@ type Zips interface {
 type Options struct {
 	Zips     Zips          // nil: chunks in Cosmos DB
 	TempDir  string        // takes zips that can't be read twice; "": the system's
-	QueueMax int           // bounds the jobs in the queue, roughly: replicas count by themselves; 0: no bound
+	QueueMax int           // bounds the jobs in the queue, as storage.QueueCounts has it, and roughly: replicas count by themselves; 0: no bound
 	Patience time.Duration // how long one operation is tried; 0: 20 s
 	// BackgroundUnits a second are spent on what nobody waits for; 0: no bound.
 	BackgroundUnits int
@@ -150,6 +150,8 @@ type Store struct {
 	deleted *feed
 	shards  sync.Map // partitions of the catalog that are known to be registered
 	queue   queue
+
+	sweepTakes time.Duration // see there
 }
 
 var (
@@ -197,13 +199,13 @@ func Open(ctx context.Context, a Account, o Options) (*Store, error) {
 	if acc.ledger, err = client.NewContainer(a.Database, LedgerContainer); err != nil {
 		return nil, err
 	}
-	s := &Store{account: acc, o: o, now: o.Now, zips: o.Zips}
+	s := &Store{account: acc, o: o, now: o.Now, zips: o.Zips, sweepTakes: sweepTakes}
 	if s.zips == nil {
 		s.zips = chunks{acc}
 	}
 	s.index, s.deleted = newFeed(s, "i", 0), newFeed(s, "d", 2*storage.TombstoneTTL)
 	s.queue.jobs = map[string]*jobItem{}
-	s.queue.waiting = map[storage.Key]*waiters{}
+	s.queue.waiting = map[waitKey]*waiters{}
 	if o.Metrics != nil {
 		o.Metrics.MustRegister(acc.units, acc.answers)
 	}

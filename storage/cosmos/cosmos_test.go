@@ -31,8 +31,8 @@ func fake(t *testing.T) (*cosmosfake.Server, Account) {
 	return f, Account{Endpoint: srv.URL, Key: testazure.CosmosKey}
 }
 
-func openFake(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
-	s := open(t, fakeOf(t, dir), dir, Options{Now: now, PageSize: 10})
+func openFake(t *testing.T, dir string, o storagetest.Options) (storage.Store, storage.Ledger) {
+	s := open(t, fakeOf(t, dir), dir, Options{Now: o.Now, QueueMax: o.QueueMax, PageSize: 10})
 	return s, s
 }
 
@@ -129,16 +129,16 @@ func peerAt(url string) Account {
 
 func TestPeer(t *testing.T) {
 	url := testazure.Peer(t)
-	storagetest.Run(t, storagetest.Backend{Open: func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
-		s := open(t, peerAt(url), dir, Options{Now: now, PageSize: 10})
+	storagetest.Run(t, storagetest.Backend{Open: func(t *testing.T, dir string, o storagetest.Options) (storage.Store, storage.Ledger) {
+		s := open(t, peerAt(url), dir, Options{Now: o.Now, QueueMax: o.QueueMax, PageSize: 10})
 		return s, s
 	}})
 }
 
 func TestPeerOverHTTP(t *testing.T) {
 	url := testazure.Peer(t)
-	storagetest.Run(t, storagetest.Backend{Open: storagetest.OverHTTP(func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
-		s := open(t, peerAt(url), dir, Options{Now: now, PageSize: 10})
+	storagetest.Run(t, storagetest.Backend{Open: storagetest.OverHTTP(func(t *testing.T, dir string, o storagetest.Options) (storage.Store, storage.Ledger) {
+		s := open(t, peerAt(url), dir, Options{Now: o.Now, QueueMax: o.QueueMax, PageSize: 10})
 		return s, s
 	})})
 }
@@ -159,8 +159,8 @@ func openZips(t *testing.T, connection, dir string) Zips {
 
 // With Blob Storage for zips: the fake, so that what is slow is Azurite alone.
 func openBlob(connection string) storagetest.Opener {
-	return func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
-		s := open(t, fakeOf(t, dir), dir, Options{Now: now, PageSize: 10, Zips: openZips(t, connection, dir)})
+	return func(t *testing.T, dir string, o storagetest.Options) (storage.Store, storage.Ledger) {
+		s := open(t, fakeOf(t, dir), dir, Options{Now: o.Now, QueueMax: o.QueueMax, PageSize: 10, Zips: openZips(t, connection, dir)})
 		return s, s
 	}
 }
@@ -180,12 +180,12 @@ func TestAccount(t *testing.T) {
 		t.Skip("ATHENSCTL_TEST_COSMOS_ENDPOINT and ATHENSCTL_TEST_COSMOS_KEY name no account")
 	}
 	connection := os.Getenv("ATHENSCTL_TEST_BLOB_CONNECTION_STRING")
-	storagetest.Run(t, storagetest.Backend{Open: func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
-		o := Options{Now: now, PageSize: 10}
+	storagetest.Run(t, storagetest.Backend{Open: func(t *testing.T, dir string, o storagetest.Options) (storage.Store, storage.Ledger) {
+		opts := Options{Now: o.Now, QueueMax: o.QueueMax, PageSize: 10}
 		if connection != "" {
-			o.Zips = openZips(t, connection, dir)
+			opts.Zips = openZips(t, connection, dir)
 		}
-		s := open(t, a, dir, o)
+		s := open(t, a, dir, opts)
 		t.Cleanup(func() {
 			name, _ := databases.Load(dir)
 			db, err := s.client.NewDatabase(name.(string))

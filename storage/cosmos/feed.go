@@ -15,6 +15,7 @@ import (
 	"golang.org/x/mod/module"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/tracing"
 	"github.com/athensctl/athensctl/storage"
 )
 
@@ -67,9 +68,10 @@ type pages struct {
 
 type pendingEntry struct {
 	entry
-	done chan struct{}
-	time int64
-	err  error
+	done  chan struct{}
+	time  int64
+	units float32 // its part of what the writing has cost
+	err   error
 }
 
 const (
@@ -141,8 +143,21 @@ func (f *feed) append(ctx context.Context, e entry, page int) (int64, error) {
 	}
 }
 
-// enter joins the entries that wait; whoever comes first writes for all.
-func (f *feed) enter(ctx context.Context, e entry, page int) (int64, error) {
+// enter joins the entries that wait; whoever comes first starts a writer for all. The
+// writer is nobody's: it pays for no background's units and belongs to no trace. Each
+// spends its own part.
+func (f *feed) enter(ctx context.Context, e entry, page int) (t int64, err error) {
+	ctx, span := tracing.Start(ctx, "cosmos feed entry")
+	defer func() {
+		failed := err
+		if err == errSealed {
+			failed = nil // an answer
+		}
+		tracing.End(span, failed)
+	}()
+	if err := f.s.afford(ctx, "feed append"); err != nil {
+		return 0, err
+	}
 	e.PK = f.pk(page)
 	if f.ttl > 0 {
 		e.TTL = int(f.ttl / time.Second)
@@ -152,19 +167,25 @@ func (f *feed) enter(ctx context.Context, e entry, page int) (int64, error) {
 	f.pending = append(f.pending, p)
 	if !f.writing {
 		f.writing = true
-		go f.write(context.WithoutCancel(ctx))
+		go f.write()
 	}
 	f.mu.Unlock()
 	select {
 	case <-p.done:
+		f.s.spend(ctx, p.units)
 		return p.time, p.err
 	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return 0, errSlowFeed
+		}
 		return 0, ctx.Err()
 	}
 }
 
+var errSlowFeed = goproxy.Busy(time.Second, "Cosmos DB (feed append) does not answer as it should: entries wait")
+
 // write writes what waits, until nothing does.
-func (f *feed) write(ctx context.Context) {
+func (f *feed) write() {
 	for {
 		f.mu.Lock()
 		if len(f.pending) == 0 {
@@ -184,10 +205,15 @@ func (f *feed) write(ctx context.Context) {
 		}
 		f.pending = rest
 		f.mu.Unlock()
-		one, cancel := context.WithTimeout(ctx, 2*f.s.patience)
-		err := f.writeBatch(one, pk, batch)
+		bill := new(float32)
+		ctx, cancel := context.WithTimeout(context.WithValue(context.Background(), billKey{}, bill), 2*f.s.patience)
+		err := f.writeBatch(ctx, pk, batch)
+		if ctx.Err() != nil {
+			err = errSlowFeed
+		}
 		cancel()
 		for _, p := range batch {
+			p.units = *bill / float32(len(batch))
 			if p.time == 0 && p.err == nil {
 				p.err = err
 			}
@@ -387,6 +413,9 @@ func (a *account) batch(ctx context.Context, op string, b azcosmos.Transactional
 		}
 		if !again {
 			return 0, "", goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB (%s) failed without a reason", op)
+		}
+		if d, ok := ctx.Deadline(); ok && time.Until(d) < 50*time.Millisecond {
+			break
 		}
 		select {
 		case <-ctx.Done():

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -48,8 +49,8 @@ type zipAt struct {
 	Kept int64  `json:"kept"` // µs
 }
 
-// Above this a file is compressed; above maxItemText it does not fit an item of
-// 2 MB, which no go.mod file that is not made to does.
+// Above this a file is compressed; above maxItemText it does not fit an item, which no
+// go.mod file that is not made to does. (Nor do two that are nearly as large: maxItem.)
 const (
 	plainText   = 32 << 10
 	maxItemText = 1 << 20
@@ -203,8 +204,11 @@ func (s *Store) source(ctx context.Context, r io.Reader) (*zipSource, error) {
 	hash := sha256.New()
 	w := io.Writer(hash)
 	if rs, ok := r.(io.ReadSeeker); ok {
-		z.ReadSeeker = rs
-	} else {
+		if start, err := rs.Seek(0, io.SeekCurrent); err == nil { // a pipe is a file too
+			z.ReadSeeker = fromHere{rs, start}
+		}
+	}
+	if z.ReadSeeker == nil {
 		tmp, err := os.CreateTemp(s.o.TempDir, "put-")
 		if err != nil {
 			return nil, storage.FullDisk(err)
@@ -221,6 +225,20 @@ func (s *Store) source(ctx context.Context, r io.Reader) (*zipSource, error) {
 	return z, nil
 }
 
+// fromHere begins where its reader is.
+type fromHere struct {
+	io.ReadSeeker
+	start int64
+}
+
+func (r fromHere) Seek(offset int64, whence int) (int64, error) {
+	if whence == io.SeekStart {
+		offset += r.start
+	}
+	at, err := r.ReadSeeker.Seek(offset, whence)
+	return at - r.start, err
+}
+
 type contextReader struct {
 	ctx context.Context
 	r   io.Reader
@@ -233,15 +251,30 @@ func (r contextReader) Read(b []byte) (int, error) {
 	return r.r.Read(b)
 }
 
-// zipName is where a zip of m with this hash is kept.
+// zipName is where a zip of m with this hash is kept. A name that is too long, for a blob,
+// or too deep has a hash in place of path and version, which no path begins like.
 func zipName(m module.Version, sha string) (string, error) {
 	p, err := module.EscapePath(m.Path)
 	if err != nil {
 		return "", err
 	}
 	v, err := module.EscapeVersion(m.Version)
-	return p + "/@v/" + v + "." + sha + ".zip", err
+	if err != nil {
+		return "", err
+	}
+	name := p + "/@v/" + v + "." + sha + ".zip"
+	if len(name) > maxZipName || strings.Count(name, "/") >= maxZipFolders {
+		name = "!/" + hashID(m.String()) + "." + sha + ".zip"
+	}
+	return name, nil
 }
+
+// Bounds of a blob's name. Source: Microsoft's "Naming and referencing containers, blobs,
+// and metadata".
+const (
+	maxZipName    = 1024
+	maxZipFolders = 254
+)
 
 // Put implements storage.Store. The zip's bytes come first; the version's item,
 // which names them, makes all of the files visible in one write; the catalog and
@@ -332,7 +365,7 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) (err
 			return err
 		}
 		if completes {
-			if err := s.publish(ctx, m, v, etag); err != nil {
+			if err := s.enter(ctx, m, v, etag); err != nil {
 				return err
 			}
 		}
@@ -343,8 +376,10 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) (err
 	}
 }
 
-// Delete implements storage.Store. The bytes of the zip stay until Sweep removes
-// them, when no Put can be writing the same.
+// Delete implements storage.Store. The item goes first: until then nothing has changed, and
+// after it nobody gets the version, so that who reads the tombstone and asks again does
+// not get it either. What a crash leaves undone then, Finish does. The bytes of the zip stay
+// until Sweep removes them, when no Put can be writing the same.
 func (s *Store) Delete(ctx context.Context, m module.Version) error {
 	for {
 		v, etag, err := s.version(ctx, "delete", m)
@@ -353,28 +388,48 @@ func (s *Store) Delete(ctx context.Context, m module.Version) error {
 		} else if err != nil {
 			return err
 		}
-		// From here on Sweep repairs what is left half done: a version that is
-		// still there goes back to the catalog, a zip that none has is removed.
 		i := newIntent(m, v.Zip)
-		i.Delete = true
+		i.Delete, i.Of, i.Page = true, v.W, v.Page
 		if _, err := s.intend(ctx, i); err != nil {
 			return err
 		}
-		if v.Complete != 0 {
-			if err := s.withdraw(ctx, m, v); err != nil {
-				return err
-			}
-		}
-		if _, err := s.deleted.append(ctx, entry{Path: m.Path, Version: m.Version, ID: newStamp().W}, 0); err != nil {
+		err = s.remove(ctx, s.modules, "delete", v.PK, v.ID, etag)
+		if err == errMoved {
+			continue
+		} else if err != nil {
 			return err
 		}
-		switch err := s.remove(ctx, s.modules, "delete", v.PK, v.ID, etag); err {
-		case errMoved:
-			continue
-		default:
+		return s.endDelete(ctx, i)
+	}
+}
+
+// endDelete does what follows on the removal of a version's item. Then only bytes are left.
+// That it is done twice costs another tombstone at most.
+func (s *Store) endDelete(ctx context.Context, i *intent) error {
+	m := module.Version{Path: i.Path, Version: i.Version}
+	if _, err := s.deleted.append(ctx, entry{Path: m.Path, Version: m.Version, ID: i.W}, 0); err != nil {
+		return err
+	}
+	if i.Page > 0 {
+		if err := s.withdraw(ctx, m, i.Page); err != nil {
 			return err
 		}
 	}
+	var err error
+	if i.Zip == nil {
+		err = s.remove(ctx, s.ledger, "delete", i.PK, i.ID, i.etag)
+	} else {
+		left := *i
+		left.Delete, left.Bytes, left.stamp = false, true, newStamp()
+		left.etag, err = s.replace(ctx, s.ledger, "delete", i.PK, i.ID, left, left.stamp, i.etag)
+		if err == nil {
+			*i = left
+		}
+	}
+	if err == errMoved || err == errAbsent {
+		err = nil // somebody else has done it, or a Put has it now
+	}
+	return err
 }
 
 // List implements goproxy.Source: the complete versions of a module.

@@ -58,8 +58,8 @@ func (s *Store) Known(ctx context.Context, k storage.Key) (*storage.Known, error
 	return a, json.NewDecoder(io.LimitReader(r, 2*goproxy.MaxListBytes)).Decode(a)
 }
 
-// SetKnown implements storage.Ledger. An answer that is not a list is forgotten
-// some time after it was given: a refusal after an hour, another after 30 days.
+// SetKnown implements storage.Ledger. The item has its time to live, which begins anew
+// with each write.
 func (s *Store) SetKnown(ctx context.Context, k storage.Key, a *storage.Known) error {
 	item := known{Answer: a}
 	item.PK, item.ID = knownAt(k)

@@ -8,6 +8,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/fleet"
 	"github.com/athensctl/athensctl/storage"
 )
 
@@ -55,9 +56,23 @@ func (j *jobItem) setDue() {
 	}
 }
 
+// end ends an attempt.
 func (j *jobItem) end(cause error) {
 	j.Ends++
 	j.Result = storage.CauseOf(cause)
+}
+
+// leave ends the job.
+func (j *jobItem) leave() {
+	j.Due0, j.Due1, j.Job.Worker, j.TTL = 0, 0, "", endedTTL
+}
+
+// left is what is in the queue of it; nil: it has ended.
+func (j *jobItem) left() *storage.Job {
+	if j.ended() {
+		return nil
+	}
+	return &j.Job
 }
 
 // queue is what this replica knows of the queue: the jobs that it has seen, which
@@ -68,9 +83,16 @@ type queue struct {
 	jobs    map[string]*jobItem // by id; not ended
 	polled  time.Time
 	polling bool
-	count   int // jobs in the queue, at counted; then as this replica changed it
-	counted time.Time
-	waiting map[storage.Key]*waiters
+	counts  storage.QueueCounts // at counted; then as this replica changed it
+	counted time.Time           // or when that was begun
+	waiting map[waitKey]*waiters
+}
+
+// waitKey is a job that is waited for. Those whose waiting is work in the background wait
+// apart: their looks have to wait for units, and the others' don't.
+type waitKey struct {
+	storage.Key
+	background bool
 }
 
 const (
@@ -98,10 +120,16 @@ func (q *queue) forget(id string) {
 	delete(q.jobs, id)
 }
 
-func (q *queue) add(n int) {
+func (q *queue) mayPark(j *storage.Job, bound int) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.count = max(0, q.count+n)
+	return q.counts.MayPark(j, bound)
+}
+
+func (q *queue) changed(old, new *storage.Job) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.counts.Change(old, new)
 }
 
 func (s *Store) job(ctx context.Context, op string, k storage.Key) (*jobItem, error) {
@@ -153,34 +181,40 @@ func (s *Store) claim(j *storage.Job, worker string, lease time.Duration) {
 }
 
 func (s *Store) add(ctx context.Context, op string, j storage.Job, with func(*storage.Job)) (*jobItem, error) {
-	if err := s.room(ctx); err != nil {
+	room, err := s.room(ctx, j.Priority)
+	if err != nil {
 		return nil, err
 	}
 	pk, id := jobAt(j.Key)
 	item := &jobItem{ID: id, PK: pk}
 	for {
-		item.Job = storage.Job{Key: j.Key, Priority: j.Priority, Trace: j.Trace, NotBefore: j.NotBefore, Created: s.now().UTC(), Fence: item.Job.Fence}
-		item.Result, item.TTL = nil, 0
-		if with != nil {
-			with(&item.Job)
+		if room {
+			item.Job = storage.Job{Key: j.Key, Priority: j.Priority, Trace: j.Trace, NotBefore: j.NotBefore, Created: s.now().UTC(), Fence: item.Job.Fence}
+			item.Result, item.TTL = nil, 0
+			if with != nil {
+				with(&item.Job)
+			}
+			item.setDue()
+			err := s.put(ctx, op, item)
+			if err == nil {
+				s.queue.changed(nil, &item.Job)
+				return item, nil
+			} else if !changed(err) {
+				return nil, err
+			}
 		}
-		item.setDue()
-		err := s.put(ctx, op, item)
-		if err == nil {
-			s.queue.add(1)
-			return item, nil
-		} else if !changed(err) {
-			return nil, err
-		}
+		// There is one, or without room there may be: that is joined, however full it is.
 		old, err := s.job(ctx, op, j.Key)
-		if err == errAbsent {
-			item = &jobItem{ID: id, PK: pk}
-			continue
-		} else if err != nil {
+		if err != nil && err != errAbsent {
 			return nil, err
 		}
-		if old.ended() {
-			item = old
+		if err == errAbsent || old.ended() {
+			if !room {
+				return nil, storage.ErrQueueFull
+			}
+			if item = old; err == errAbsent {
+				item = &jobItem{ID: id, PK: pk}
+			}
 			continue
 		}
 		if old.Job.ParkedErr(s.now()) != nil {
@@ -199,32 +233,36 @@ func (s *Store) add(ctx context.Context, op string, j storage.Job, with func(*st
 			return nil, nil
 		}
 		merged.setDue()
-		if err = s.put(ctx, op, &merged); err == nil || !changed(err) {
+		err = s.put(ctx, op, &merged)
+		if err == nil {
+			s.queue.changed(&old.Job, &merged.Job)
+		}
+		if !changed(err) {
 			return nil, err
 		}
 	}
 }
 
-// room is ErrQueueFull when there are too many jobs, as far as this replica knows.
-func (s *Store) room(ctx context.Context) error {
-	if s.o.QueueMax <= 0 {
-		return nil
-	}
-	s.queue.mu.Lock()
-	full, old := s.queue.count >= s.o.QueueMax, time.Since(s.queue.counted) > countEvery
-	s.queue.mu.Unlock()
-	if full && old {
-		if _, err := s.Queue(ctx); err != nil {
-			return err
+// room reports whether there is room for another job, as far as this replica knows. It
+// counts anew before it says no, where the last count is not new.
+func (s *Store) room(ctx context.Context, p storage.Priority) (bool, error) {
+	q := &s.queue
+	look := func() (room, count bool) {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if room = q.counts.Room(p, s.o.QueueMax); !room && time.Since(q.counted) > countEvery {
+			q.counted, count = time.Now(), true // whoever comes now need not
 		}
-		s.queue.mu.Lock()
-		full = s.queue.count >= s.o.QueueMax
-		s.queue.mu.Unlock()
+		return room, count
 	}
-	if full {
-		return storage.ErrQueueFull
+	room, count := look()
+	if count {
+		if _, err := s.Queue(ctx); err != nil {
+			return false, err
+		}
+		room, _ = look()
 	}
-	return nil
+	return room, nil
 }
 
 // Claim implements storage.Ledger.
@@ -240,10 +278,12 @@ func (s *Store) Claim(ctx context.Context, worker string, lease time.Duration) (
 		if j == nil {
 			return nil, nil
 		}
+		before := j.Job
 		s.claim(&j.Job, worker, lease)
 		j.setDue()
 		err := s.put(ctx, "claim", j)
 		if err == nil {
+			s.queue.changed(&before, &j.Job)
 			job := j.Job
 			return &job, nil
 		} else if !changed(err) {
@@ -343,9 +383,11 @@ func (s *Store) change(ctx context.Context, op string, j *storage.Job, f func(*j
 		if !holds(item, j) {
 			return nil, storage.ErrLeaseLost
 		}
+		before := item.Job
 		f(item)
 		err := s.put(ctx, op, item)
 		if err == nil {
+			s.queue.changed(&before, item.left())
 			return item, nil
 		} else if !changed(err) {
 			return nil, err
@@ -370,14 +412,11 @@ func (s *Store) Extend(ctx context.Context, j *storage.Job, lease time.Duration)
 func (s *Store) Done(ctx context.Context, j *storage.Job, cause error) error {
 	item, err := s.change(ctx, "done", j, func(item *jobItem) {
 		item.end(cause)
-		item.Due0, item.Due1 = 0, 0
-		item.Job.Worker = ""
-		item.TTL = endedTTL
+		item.leave()
 	})
 	if err != nil {
 		return err
 	}
-	s.queue.add(-1)
 	s.queue.wake(j.Key, item.Result.Err())
 	return nil
 }
@@ -390,6 +429,9 @@ func (s *Store) Retry(ctx context.Context, j *storage.Job, delay time.Duration, 
 		item.Job.NotBefore, item.Job.Parked, item.Job.Attempts = s.now().Add(delay).UTC(), j.Parked, j.Attempts
 		item.Job.Failed(cause)
 		item.setDue()
+		if j.Parked && !s.queue.mayPark(&item.Job, s.o.QueueMax) {
+			item.leave()
+		}
 	})
 	if err != nil {
 		return err
@@ -398,7 +440,7 @@ func (s *Store) Retry(ctx context.Context, j *storage.Job, delay time.Duration, 
 	return nil
 }
 
-// waiters wait for one job. One of them looks at the database, for all.
+// waiters wait for one job, as one group. One of them looks at the database, for all.
 type waiters struct {
 	ends    chan struct{} // closed when the attempt has ended
 	err     error
@@ -412,19 +454,20 @@ func (s *Store) Wait(ctx context.Context, k storage.Key) error {
 		return err
 	}
 	q := &s.queue
+	group := waitKey{k, fleet.CallOf(ctx).Background}
 	q.mu.Lock()
-	w := q.waiting[k]
+	w := q.waiting[group]
 	if w == nil {
 		w = &waiters{ends: make(chan struct{})}
-		q.waiting[k] = w
+		q.waiting[group] = w
 	}
 	w.n++
 	q.mu.Unlock()
 	defer func() {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		if w.n--; w.n == 0 && q.waiting[k] == w {
-			delete(q.waiting, k)
+		if w.n--; w.n == 0 && q.waiting[group] == w {
+			delete(q.waiting, group)
 		}
 	}()
 	for {
@@ -433,7 +476,7 @@ func (s *Store) Wait(ctx context.Context, k storage.Key) error {
 		w.looking = true
 		q.mu.Unlock()
 		if look {
-			err := s.watch(ctx, k, w)
+			err := s.watch(ctx, group, w)
 			q.mu.Lock()
 			w.looking = false // somebody else does, if this one's time was over
 			q.mu.Unlock()
@@ -460,22 +503,22 @@ const (
 )
 
 // watch looks at the job in the database until an attempt has ended, here or at
-// another replica, and tells all who wait.
-func (s *Store) watch(ctx context.Context, k storage.Key, w *waiters) error {
+// another replica, and tells all of the group.
+func (s *Store) watch(ctx context.Context, group waitKey, w *waiters) error {
 	ends := -1
 	for pause := watchFirst; ; pause = min(pause*3/2, watchMost) {
-		j, err := s.job(ctx, "wait", k)
+		j, err := s.job(ctx, "wait", group.Key)
 		switch {
 		case err == errAbsent, err == nil && j.ended() && ends < 0:
-			s.queue.wake(k, nil)
+			s.queue.end(group, nil)
 			return nil
 		case err != nil:
 			return err
 		case ends < 0 && j.Job.ParkedErr(s.now()) != nil:
-			s.queue.wake(k, j.Job.ParkedErr(s.now()))
+			s.queue.end(group, j.Job.ParkedErr(s.now()))
 			return nil
 		case ends >= 0 && (j.Ends != ends || j.ended()):
-			s.queue.wake(k, j.Result.Err())
+			s.queue.end(group, j.Result.Err())
 			return nil
 		}
 		ends = j.Ends
@@ -489,13 +532,19 @@ func (s *Store) watch(ctx context.Context, k storage.Key, w *waiters) error {
 	}
 }
 
+// wake tells all who wait here how an attempt ended.
 func (q *queue) wake(k storage.Key, err error) {
+	q.end(waitKey{k, false}, err)
+	q.end(waitKey{k, true}, err)
+}
+
+func (q *queue) end(group waitKey, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if w := q.waiting[k]; w != nil {
+	if w := q.waiting[group]; w != nil {
 		w.err = err
 		close(w.ends)
-		delete(q.waiting, k)
+		delete(q.waiting, group)
 	}
 }
 
@@ -503,10 +552,12 @@ func (q *queue) wake(k storage.Key, err error) {
 func (s *Store) Queue(ctx context.Context) (storage.QueueStats, error) {
 	var stats storage.QueueStats
 	now := s.now()
-	const some = "SELECT c.job.Created, c.job.LeaseEnds, c.job.Worker, c.job.Parked, c.job.NotBefore FROM c WHERE "
+	var counts storage.QueueCounts
+	const some = "SELECT c.job.Created, c.job.LeaseEnds, c.job.Worker, c.job.Parked, c.job.NotBefore, c.job.Priority FROM c WHERE "
 	for _, text := range []string{some + "c.due0 > 0", some + "c.due1 > 0"} {
 		err := s.query(ctx, s.ledger, "count", "", text, 1000, nil, decode(func(j *storage.Job) bool {
 			stats.Add(j, now)
+			counts.Change(nil, j)
 			return true
 		}))
 		if err != nil {
@@ -514,7 +565,7 @@ func (s *Store) Queue(ctx context.Context) (storage.QueueStats, error) {
 		}
 	}
 	s.queue.mu.Lock()
-	s.queue.count, s.queue.counted = stats.Jobs, time.Now()
+	s.queue.counts, s.queue.counted = counts, time.Now()
 	s.queue.mu.Unlock()
 	return stats, nil
 }
@@ -546,10 +597,11 @@ func (s *Store) Drop(ctx context.Context, k storage.Key) error {
 		} else if err != nil {
 			return err
 		}
+		before := j.Job
 		j.end(storage.ErrDropped)
-		j.Due0, j.Due1, j.Job.Worker, j.TTL = 0, 0, "", endedTTL
+		j.leave()
 		if err := s.put(ctx, "drop", j); err == nil {
-			s.queue.add(-1)
+			s.queue.changed(&before, nil)
 			s.queue.wake(k, storage.ErrDropped)
 			return nil
 		} else if !changed(err) {

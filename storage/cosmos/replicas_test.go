@@ -217,20 +217,20 @@ func TestSweep(t *testing.T) {
 		}
 		return strings.Join(names, " ")
 	}
-	if got := catalog(); got != "kept" {
+	if got := catalog(); got != "half kept" {
 		t.Errorf("catalog before the sweep: %s", got)
 	}
 	if err := errors.Join(s.Sweep(ctx), s.Finish(ctx)); err != nil { // too early for all
 		t.Fatal(err)
 	}
-	if got := catalog(); got != "kept" {
+	if got := catalog(); got != "half kept" {
 		t.Errorf("catalog at once: %s", got)
 	}
 	now.Add(int64(time.Minute))
 	if err := errors.Join(s.Sweep(ctx), s.Finish(ctx)); err != nil {
 		t.Fatal(err)
 	}
-	if got := catalog(); got != "kept unlisted" {
+	if got := catalog(); got != "half kept unlisted" {
 		t.Errorf("catalog a minute later: %s", got)
 	}
 	if chunks(orphan) != 1 || chunks(deleted) != 1 {

@@ -2,6 +2,7 @@ package cosmos
 
 import (
 	"context"
+	"errors"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/cosmosfake"
 	"github.com/athensctl/athensctl/internal/fleet"
 	"github.com/athensctl/athensctl/internal/testazure"
@@ -133,4 +135,158 @@ func TestBackgroundUnits(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+}
+
+// What the service asks to wait for longer than a request has is 503 with Retry-After,
+// at once; so is a deadline that passes after the service has refused. Where it has
+// said nothing, and where who asked has left, the error is the context's.
+func TestDeadline(t *testing.T) {
+	f, a := fake(t)
+	s := open(t, a, t.TempDir(), Options{})
+	for _, tt := range []struct {
+		name     string
+		first    cosmosfake.Fault
+		then     cosmosfake.Fault
+		deadline time.Duration
+		cancel   bool
+		want     error // nil: 503
+		least    time.Duration
+	}{
+		{name: "429 that asks for too long", first: cosmosfake.Fault{Status: 429, RetryAfter: 15 * time.Second}, deadline: 10 * time.Second, least: 15 * time.Second},
+		{name: "503, and then no answer", first: cosmosfake.Fault{Status: 503}, then: cosmosfake.Fault{Delay: 2 * time.Second}, deadline: 700 * time.Millisecond, least: time.Second},
+		{name: "no answer", first: cosmosfake.Fault{Delay: 2 * time.Second}, deadline: 300 * time.Millisecond, want: context.DeadlineExceeded},
+		{name: "nobody waits", first: cosmosfake.Fault{Status: 429, RetryAfter: time.Second}, deadline: 10 * time.Second, cancel: true, want: context.Canceled},
+	} {
+		ctx, cancel := context.WithTimeout(context.Background(), tt.deadline)
+		var n atomic.Int64
+		f.SetFault(func(cosmosfake.Call) *cosmosfake.Fault {
+			if tt.cancel {
+				cancel()
+			}
+			if n.Add(1) == 1 {
+				return &tt.first
+			}
+			return &tt.then
+		})
+		began := time.Now()
+		_, err := s.Load(ctx, "x")
+		took := time.Since(began)
+		f.SetFault(nil)
+		cancel()
+		var e *goproxy.Error
+		switch {
+		case tt.want != nil && !errors.Is(err, tt.want):
+			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
+		case tt.want == nil && (goproxy.Status(err) != 503 || !errors.As(err, &e) || e.RetryAfter < tt.least):
+			t.Errorf("%s: %d %v, want 503 with Retry-After of %v", tt.name, goproxy.Status(err), err, tt.least)
+		}
+		if took > 5*time.Second {
+			t.Errorf("%s: the answer took %v", tt.name, took)
+		}
+	}
+}
+
+// Where somebody waits, what is done for several at once does not wait for the units of
+// work in the background, whoever came first.
+func TestBackgroundFirst(t *testing.T) {
+	ctx := context.Background()
+	behind := fleet.WithBackground(ctx)
+	f, a := fake(t)
+	dir := t.TempDir()
+	s, other := open(t, a, dir, Options{BackgroundUnits: 20}), open(t, a, dir, Options{})
+	// From then on work in the background waits for a minute.
+	spendAll := func() {
+		for range 60 {
+			s.background.ReserveN(time.Now(), 20)
+		}
+	}
+	eventually := func(what string, f func() bool) {
+		t.Helper()
+		for began := time.Now(); !f(); time.Sleep(time.Millisecond) {
+			if time.Since(began) > 10*time.Second {
+				t.Errorf("%s: not within 10 s", what)
+				return
+			}
+		}
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+
+	// The feed's writer, started by work in the background, finds an entry of a Put.
+	first := storagetest.New("example.com/first", "v1.0.0", "")
+	if err := s.Put(ctx, first.Version, first.Files()); err != nil { // the page is there
+		t.Fatal(err)
+	}
+	demand := storagetest.New("example.com/demand", "v1.0.0", "")
+	took := make(chan time.Duration, 1)
+	var once sync.Once
+	f.SetFault(func(c cosmosfake.Call) *cosmosfake.Fault {
+		if c.Op == "batch" {
+			once.Do(func() {
+				spendAll()
+				wg.Go(func() {
+					began := time.Now()
+					if err := s.Put(ctx, demand.Version, demand.Files()); err != nil {
+						t.Errorf("a Put that somebody waits for: %v", err)
+					}
+					took <- time.Since(began)
+				})
+				eventually("the Put's entry", func() bool {
+					s.index.mu.Lock()
+					defer s.index.mu.Unlock()
+					return len(s.index.pending) > 0
+				})
+			})
+		}
+		return nil
+	})
+	if _, err := s.index.append(behind, entry{ID: "behind", Path: "example.com/behind", Version: "v1.0.0"}, 1); err != nil {
+		t.Fatal(err)
+	}
+	if d := <-took; d > 10*time.Second {
+		t.Errorf("a Put that somebody waits for took %v", d)
+	}
+	f.SetFault(nil)
+
+	// A job that is waited for in the background first, and ends at another replica.
+	k := storage.Key{Path: "example.com/m", Query: "v1.0.0", File: storage.FileZip}
+	job, err := other.Start(ctx, storage.Job{Key: k}, "w", time.Minute)
+	if job == nil || err != nil {
+		t.Fatalf("start: %v, %v", job, err)
+	}
+	left, leave := context.WithCancel(behind)
+	wg.Go(func() {
+		if err := s.Wait(left, k); !errors.Is(err, context.Canceled) {
+			t.Errorf("who waits in the background: %v", err)
+		}
+	})
+	looks := func() bool {
+		s.queue.mu.Lock()
+		defer s.queue.mu.Unlock()
+		w := s.queue.waiting[waitKey{k, true}]
+		return w != nil && w.looking
+	}
+	eventually("the look in the background", looks)
+	ended := make(chan error, 1)
+	var seen atomic.Int64
+	f.SetFault(func(c cosmosfake.Call) *cosmosfake.Fault {
+		if c.Op == "read item" && strings.HasPrefix(c.PK, "j/") {
+			seen.Add(1)
+		}
+		return nil
+	})
+	wg.Go(func() { ended <- s.Wait(ctx, k) })
+	eventually("two looks of who waits", func() bool { return seen.Load() >= 2 }) // an end after the first is seen
+	if err := other.Done(ctx, job, goproxy.NotFound("no such thing")); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if goproxy.Status(err) != 404 {
+			t.Errorf("who waits got %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("who waits was not told within 10 s")
+	}
+	leave()
 }

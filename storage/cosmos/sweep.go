@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -14,10 +15,10 @@ import (
 )
 
 // A Put writes down what it is about to do before it writes the bytes of a zip or
-// makes a version complete, and strikes it out when all is done. What is left is
-// of a Put that failed, or of a process that died, or of a Delete: Finish publishes
-// what is complete, soon; Sweep ends the rest after a while. No chunk or blob is ever
-// removed otherwise.
+// makes a version complete, and strikes it out when all is done; so does a Delete, which
+// leaves the bytes. What is left is of a Put or Delete that failed, or of a process that died,
+// or bytes: Finish publishes what is complete and ends deletions, soon; Sweep ends the rest
+// after a while. No chunk or blob is ever removed otherwise.
 type intent struct {
 	ID       string `json:"id"`
 	PK       string `json:"pk"`
@@ -26,7 +27,12 @@ type intent struct {
 	Zip      *zipAt `json:"zip,omitempty"`
 	Started  int64  `json:"started"`            // µs
 	Sweeping bool   `json:"sweeping,omitempty"` // since Started
-	Delete   bool   `json:"delete,omitempty"`
+	Bytes    bool   `json:"bytes,omitempty"`    // there is nothing to do but for them
+	// A deletion of the item with the mark Of, whose entry is in that page of the index;
+	// 0: it has none.
+	Delete bool   `json:"delete,omitempty"`
+	Of     string `json:"of,omitempty"`
+	Page   int    `json:"page,omitempty"`
 	stamp
 	etag azcore.ETag
 }
@@ -37,7 +43,8 @@ const (
 	finishAfter = 30 * time.Second
 	// sweepAfter is longer than any Put.
 	sweepAfter = time.Hour
-	// A sweep that goes on for longer has died.
+	// A sweep that goes on for longer has died, and a Put may write the same bytes again.
+	// One that has not died ends by itself in half of that time.
 	sweepTakes = 10 * time.Minute
 	// intentShards spreads the intents over partitions.
 	intentShards = 16
@@ -68,8 +75,14 @@ func (s *Store) intend(ctx context.Context, i *intent) (*intent, error) {
 			} else if e != nil {
 				return nil, e
 			}
-			if old.Sweeping && s.now().Sub(fromMicros(old.Started)) < sweepTakes {
+			if old.Sweeping && s.now().Sub(fromMicros(old.Started)) < s.sweepTakes {
 				return nil, goproxy.Busy(5*time.Second, "%s@%s: what is left of it is being removed", i.Path, i.Version)
+			}
+			if old.etag = oldTag; old.Delete && !i.Delete {
+				if err := s.finish(ctx, &old); err != nil { // or its tombstone would be forgotten
+					return nil, err
+				}
+				oldTag = old.etag
 			}
 			etag, err = s.replace(ctx, s.ledger, "intent", i.PK, i.ID, i, i.stamp, oldTag)
 			if err == errMoved || err == errAbsent {
@@ -97,12 +110,13 @@ type taggedIntent struct {
 }
 
 // Finish puts versions in the catalog and the index that a Put made complete and did
-// not come to put there. Any number of processes may.
+// not come to put there, and ends Deletes that did not come to their end. Any number of
+// processes may.
 func (s *Store) Finish(ctx context.Context) error {
 	var left []*intent
 	before := micros(s.now().Add(-finishAfter))
 	err := s.query(ctx, s.ledger, "finish", "", "SELECT * FROM c WHERE c.started > 0 AND c.started < @before", 100, map[string]any{"@before": before}, decode(func(i *taggedIntent) bool {
-		if i.intent.etag = azcore.ETag(i.ETag); !i.Sweeping && !i.Delete {
+		if i.intent.etag = azcore.ETag(i.ETag); !i.Sweeping && !i.Bytes {
 			left = append(left, &i.intent)
 		}
 		return len(left) < 1000
@@ -110,30 +124,68 @@ func (s *Store) Finish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var failed failures
 	for _, i := range left {
-		m := module.Version{Path: i.Path, Version: i.Version}
-		v, vtag, err := s.version(ctx, "finish", m)
-		if err == errAbsent || err == nil && v.Complete == 0 {
-			continue
-		} else if err == nil {
-			err = s.publish(ctx, m, v, vtag)
+		if err := s.finish(ctx, i); err != nil {
+			failed.add(fmt.Errorf("finish %s@%s: %w", i.Path, i.Version, err))
 		}
-		if err == nil && (i.Zip == nil || v.Zip != nil && v.Zip.Name == i.Zip.Name) {
-			if err = s.remove(ctx, s.ledger, "finish", i.PK, i.ID, i.etag); err == errMoved {
-				err = nil
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("finish %s: %w", m, err)
+		if ctx.Err() != nil {
+			break
 		}
 	}
+	return failed.err()
+}
+
+func (s *Store) finish(ctx context.Context, i *intent) error {
+	m := module.Version{Path: i.Path, Version: i.Version}
+	v, vtag, err := s.version(ctx, "finish", m)
+	if i.Delete && (err == errAbsent || err == nil && v.W != i.Of) {
+		return s.endDelete(ctx, i) // it is gone, though a Put may have made another
+	} else if i.Delete && err == nil {
+		return nil // it has not begun
+	}
+	if err == errAbsent || err == nil && v.Complete == 0 {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if err := s.publish(ctx, m, v, vtag); err != nil {
+		return err
+	}
+	if i.Zip != nil && (v.Zip == nil || v.Zip.Name != i.Zip.Name) {
+		return nil
+	}
+	if err := s.remove(ctx, s.ledger, "finish", i.PK, i.ID, i.etag); err != errMoved {
+		return err
+	}
 	return nil
+}
+
+// failures are what went wrong in work that goes on without what failed: one that
+// always fails holds up no other.
+type failures struct {
+	first error // that is not only the database's being away, if there is one
+	n     int
+}
+
+func (f *failures) add(err error) {
+	if f.n++; f.first == nil || goproxy.Status(f.first) == http.StatusServiceUnavailable {
+		f.first = err
+	}
+}
+
+func (f *failures) err() error {
+	if f.n > 1 {
+		return fmt.Errorf("%w (and %d more failed)", f.first, f.n-1)
+	}
+	return f.first
 }
 
 // Sweep finishes what Puts and Deletes have left undone for more than an hour: it
 // publishes versions that are complete, and removes the bytes of zips that no
 // version has. Any number of processes may sweep.
 func (s *Store) Sweep(ctx context.Context) error {
+	var failed failures
 	for shard := range intentShards {
 		var left []*intent
 		before := micros(s.now().Add(-sweepAfter))
@@ -142,25 +194,38 @@ func (s *Store) Sweep(ctx context.Context) error {
 			return len(left) < 1000
 		}))
 		if err != nil {
-			return err
+			failed.add(err)
 		}
 		for _, i := range left {
 			if err := s.sweep(ctx, i); err != nil {
-				return fmt.Errorf("sweep %s@%s: %w", i.Path, i.Version, err)
+				failed.add(fmt.Errorf("sweep %s@%s: %w", i.Path, i.Version, err))
+			}
+			if ctx.Err() != nil {
+				return failed.err()
 			}
 		}
 	}
-	return nil
+	return failed.err()
 }
 
 func (s *Store) sweep(ctx context.Context, i *intent) error {
-	// Taken before the version is looked at: a Put that begins now is refused.
 	etag, err := s.get(ctx, s.ledger, "sweep", i.PK, i.ID, i)
 	if err == errAbsent || err == nil && s.now().Sub(fromMicros(i.Started)) < sweepAfter {
 		return nil
 	} else if err != nil {
 		return err
 	}
+	if i.etag = etag; i.Delete {
+		if err := s.finish(ctx, i); err != nil {
+			return err
+		}
+		etag = i.etag
+	}
+	// In a while it is refused no more. What is not removed by then is the next
+	// sweep's: the Put may be writing the same bytes.
+	ctx, cancel := context.WithTimeout(ctx, s.sweepTakes/2)
+	defer cancel()
+	// Taken before the version is looked at: a Put that begins now is refused.
 	i.Sweeping, i.Started, i.stamp = true, micros(s.now()), newStamp()
 	etag, err = s.replace(ctx, s.ledger, "sweep", i.PK, i.ID, i, i.stamp, etag)
 	if err == errMoved || err == errAbsent {
@@ -194,20 +259,21 @@ func (s *Store) sweep(ctx context.Context, i *intent) error {
 // Run does the work behind until ctx ends: Finish about twice a minute, Sweep every 10
 // minutes or so; replicas that start together do not do it together.
 func (s *Store) Run(ctx context.Context) {
-	sweep := time.Now().Add(time.Duration((1 + 9*rand.Float64()) * float64(time.Minute)))
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(time.Duration(float64(finishAfter) * (0.5 + rand.Float64()))):
-		}
-		work := s.Finish
-		if time.Now().After(sweep) {
-			work = s.Sweep
-			sweep = time.Now().Add(time.Duration((10 + 5*rand.Float64()) * float64(time.Minute)))
-		}
-		if err := work(ctx); err != nil && ctx.Err() == nil && goproxy.Status(err) != http.StatusServiceUnavailable {
-			s.o.Log.Warn("sweep", "err", err)
+	every := func(first, d time.Duration, work func(context.Context) error) {
+		for pause := first; ; pause = d {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Duration(float64(pause) * (0.5 + rand.Float64()))):
+			}
+			if err := work(ctx); err != nil && ctx.Err() == nil && goproxy.Status(err) != http.StatusServiceUnavailable {
+				s.o.Log.Warn("sweep", "err", err)
+			}
 		}
 	}
+	var wg sync.WaitGroup
+	wg.Go(func() { every(finishAfter, finishAfter, s.Finish) })
+	// The first one soon: processes that live for minutes sweep too.
+	wg.Go(func() { every(5*time.Minute, 12*time.Minute, s.Sweep) })
+	wg.Wait()
 }

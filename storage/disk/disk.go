@@ -1,7 +1,7 @@
 // Package disk keeps modules in a folder, for one process at a time.
 //
 //	DIR/modules/<escaped path>/@v/<version>.{info,mod,zip}   the files, and list
-//	DIR/queue                                                the jobs (kv.Journal)
+//	DIR/queue                                                the jobs (kv.Journal), and queue.damaged-… of one that was damaged
 //	DIR/ledger.db                                            everything else (bbolt)
 //	DIR/tmp/                                                 files being written
 //
@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -40,7 +41,7 @@ import (
 
 // Options of Open. The zero value is good.
 type Options struct {
-	QueueMax int              // bounds the jobs in the queue; 0: no bound
+	QueueMax int              // bounds the jobs in the queue, as storage.QueueCounts has it; 0: no bound
 	Now      func() time.Time // nil: time.Now
 	Log      *slog.Logger     // nil: slog.Default
 }
@@ -58,6 +59,8 @@ type Store struct {
 
 	stop      context.CancelFunc
 	reconcile sync.WaitGroup
+	rebuilt   bool        // once reconcile is done: ledger.db agreed with the tree
+	differs   atomic.Bool // since then a change was made to the one and not to the other
 }
 
 var (
@@ -65,9 +68,14 @@ var (
 	_ storage.Ledger = (*Store)(nil)
 )
 
-// cleanKey is state that is there only while no process has the store open. Its
-// absence at Open means a crash, or a tree that was put there by hand.
+// cleanKey is state that is there only while no process has the store open, and the last
+// one left ledger.db in agreement with the tree. Its absence at Open means a crash, a
+// failure, or a tree that was put there by hand.
 const cleanKey = "disk/clean"
+
+// deletingKey is state that is there from before the first file of a version is removed
+// until its deletion is recorded.
+func deletingKey(m module.Version) string { return "disk/deleting/" + m.String() }
 
 // Open opens the store in dir, which is made when it is not there. A folder that
 // another process has open is an error.
@@ -87,7 +95,7 @@ func Open(dir string, o Options) (*Store, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("open store: %s: %w (the folder modules beside it is whole: move ledger.db away, and it is made again)", ledger, err)
 	}
-	jobs, err := kv.OpenJournal(filepath.Join(dir, "queue"))
+	jobs, err := kv.OpenJournal(filepath.Join(dir, "queue"), o.Log)
 	if err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open store: the queue: %w", err)
@@ -109,8 +117,9 @@ func Open(dir string, o Options) (*Store, error) {
 		db.Close()
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
-	if clean == nil {
-		s.reconcile.Go(func() { s.rebuild(ctx) })
+	s.rebuilt = clean != nil
+	if !s.rebuilt {
+		s.reconcile.Go(func() { s.rebuilt = s.rebuild(ctx) })
 	}
 	return s, nil
 }
@@ -120,11 +129,15 @@ type queue struct{ *kv.Journal }
 
 func (q queue) Update(f func(kv.Tx) error) error { return storage.FullDisk(q.Journal.Update(f)) }
 
-// Close ends what goes on behind and closes the ledger.
+// Close ends what goes on behind and closes the ledger. Where ledger.db may not agree
+// with the tree, the next Open sees to it.
 func (s *Store) Close() error {
 	s.stop()
 	s.reconcile.Wait()
-	err := s.CompareAndSwap(context.Background(), cleanKey, nil, []byte("1"))
+	var err error
+	if s.rebuilt && !s.differs.Load() {
+		err = s.CompareAndSwap(context.Background(), cleanKey, nil, []byte("1"))
+	}
 	if errors.Is(err, storage.ErrSwapped) || errors.Is(err, berrors.ErrDatabaseNotOpen) {
 		err = nil
 	}
@@ -208,6 +221,24 @@ func (s *Store) open(ctx context.Context, m module.Version, file storage.File) (
 
 // Put implements storage.Store.
 func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) error {
+	if _, err := s.file(m, storage.FileZip); err != nil {
+		return err // no name of a file
+	}
+	err := s.putAll(ctx, m, f)
+	mu := s.lock(m.Path)
+	mu.Lock()
+	defer mu.Unlock()
+	// All files may be there, whatever became of one.
+	if failed := s.complete(m); failed != nil {
+		s.differs.Store(true)
+		if err == nil {
+			err = failed
+		}
+	}
+	return err
+}
+
+func (s *Store) putAll(ctx context.Context, m module.Version, f storage.Files) error {
 	for _, part := range []struct {
 		file storage.File
 		r    io.Reader
@@ -223,10 +254,7 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) erro
 			return fmt.Errorf("put %s (%s): %w", m, part.file, err)
 		}
 	}
-	mu := s.lock(m.Path)
-	mu.Lock()
-	defer mu.Unlock()
-	return s.complete(m)
+	return nil
 }
 
 func reader(b []byte) io.Reader {
@@ -374,7 +402,7 @@ func (s *Store) kept(name string, f *os.File) (bool, error) {
 // complete enters m in the catalog when all its files are there. The caller
 // holds the module's lock.
 func (s *Store) complete(m module.Version) error {
-	for _, f := range []storage.File{storage.FileZip, storage.FileMod, storage.FileInfo} {
+	for _, f := range allFiles {
 		name, err := s.file(m, f)
 		if err != nil {
 			return err
@@ -395,7 +423,7 @@ func (s *Store) complete(m module.Version) error {
 }
 
 // writeList writes the file list of a module, which GOPROXY=file:// reads and
-// nothing here does.
+// nothing here does. A module without a folder has none.
 func (s *Store) writeList(path string) error {
 	list, err := s.List(context.Background(), path)
 	if err != nil {
@@ -406,6 +434,9 @@ func (s *Store) writeList(path string) error {
 		return err
 	}
 	name := filepath.Join(s.dir, "modules", filepath.FromSlash(p))
+	if !isThere(filepath.Dir(name)) {
+		return nil
+	}
 	tmp, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "list-")
 	if err != nil {
 		return storage.FullDisk(err)
@@ -418,38 +449,75 @@ func (s *Store) writeList(path string) error {
 	return os.Rename(tmp.Name(), name)
 }
 
-// Delete implements storage.Store.
+func isThere(name string) bool {
+	_, err := os.Stat(name)
+	return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR)
+}
+
+// Delete implements storage.Store. It ends one that was cut or failed before, though no
+// file may be left.
 func (s *Store) Delete(ctx context.Context, m module.Version) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
 	mu := s.lock(m.Path)
 	mu.Lock()
 	defer mu.Unlock()
-	found := false
+	begun, err := s.Load(ctx, deletingKey(m))
+	if err != nil {
+		return err
+	}
+	if begun == nil {
+		kept, err := s.IsComplete(m)
+		if err != nil {
+			return err
+		}
+		for _, f := range allFiles {
+			name, err := s.file(m, f)
+			if err != nil {
+				return err
+			}
+			kept = kept || isThere(name)
+		}
+		if !kept {
+			return goproxy.NotFound("%s: not kept", m)
+		}
+		if err := s.CompareAndSwap(ctx, deletingKey(m), nil, []byte("1")); err != nil {
+			return err
+		}
+	}
+	if err := s.remove(m); err != nil {
+		s.differs.Store(true)
+		return err
+	}
+	return nil
+}
+
+var allFiles = [...]storage.File{storage.FileZip, storage.FileMod, storage.FileInfo}
+
+// remove removes a version whose deletion is noted, and strikes the note out at the
+// end. The caller holds the module's lock.
+func (s *Store) remove(m module.Version) error {
 	dir := ""
-	for _, f := range []storage.File{storage.FileZip, storage.FileMod, storage.FileInfo} {
+	for _, f := range allFiles {
 		name, err := s.file(m, f)
 		if err != nil {
 			return err
 		}
-		err = os.Remove(name)
-		if err == nil {
-			found, dir = true, filepath.Dir(name)
-		} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+		dir = filepath.Dir(name)
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
 			return err
 		}
 	}
-	if !found {
-		return goproxy.NotFound("%s: not kept", m)
-	}
-	if err := syncDir(dir); err != nil {
-		return err
+	if isThere(dir) {
+		if err := syncDir(dir); err != nil {
+			return err
+		}
 	}
 	if err := s.Removed(m); err != nil {
 		return err
 	}
-	return s.writeList(m.Path)
+	if err := s.writeList(m.Path); err != nil {
+		return err
+	}
+	return s.CompareAndSwap(context.Background(), deletingKey(m), []byte("1"), nil)
 }
 
 // mkdir makes a folder below modules and syncs the folders that it changed.
@@ -491,13 +559,18 @@ func (r ctxReader) Read(p []byte) (int, error) {
 	return r.r.Read(p)
 }
 
-// rebuild makes catalog and index agree with the tree.
-func (s *Store) rebuild(ctx context.Context) {
-	start, added, removed := time.Now(), 0, 0
+// rebuild makes catalog and index agree with the tree, and reports whether they do.
+func (s *Store) rebuild(ctx context.Context) (agree bool) {
+	start, added, removed, failed := time.Now(), 0, 0, 0
 	root := filepath.Join(s.dir, "modules")
 	err := filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
-		if err != nil || ctx.Err() != nil {
-			return errors.Join(err, ctx.Err())
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			s.log.Error("rebuild: left out", "folder", name, "err", err)
+			failed++
+			return fs.SkipDir
 		}
 		if d.IsDir() || filepath.Ext(name) != ".zip" {
 			return nil
@@ -530,6 +603,7 @@ func (s *Store) rebuild(ctx context.Context) {
 			gone, err := s.removeIfGone(m)
 			if err != nil {
 				s.log.Error("rebuild", "module", m, "err", err)
+				failed++
 			} else if gone {
 				removed++
 			}
@@ -538,28 +612,40 @@ func (s *Store) rebuild(ctx context.Context) {
 			break
 		}
 	}
-	if err != nil && ctx.Err() == nil {
-		s.log.Error("rebuild: catalog and tree may differ until the next start", "err", err)
-		return
+	if ctx.Err() != nil {
+		return false
+	}
+	if err != nil || failed > 0 {
+		s.log.Error("rebuild: catalog and tree may differ until the next start", "failures", failed, "err", err)
 	}
 	if added+removed > 0 {
 		s.log.Info("catalog made again from the tree", "added", added, "removed", removed, "took", time.Since(start).Round(time.Millisecond))
 	}
+	return err == nil && failed == 0
 }
 
-// removeIfGone ends a deletion that a crash interrupted.
+// removeIfGone takes a version of which a file is gone out of the catalog, and ends the
+// deletion that took the file, if one did.
 func (s *Store) removeIfGone(m module.Version) (bool, error) {
 	mu := s.lock(m.Path)
 	mu.Lock()
 	defer mu.Unlock()
-	for _, f := range []storage.File{storage.FileZip, storage.FileMod, storage.FileInfo} {
+	for _, f := range allFiles {
 		name, err := s.file(m, f)
 		if err != nil {
 			return false, err
 		}
-		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
-			return true, errors.Join(s.Removed(m), s.writeList(m.Path))
+		if isThere(name) {
+			continue
 		}
+		begun, err := s.Load(context.Background(), deletingKey(m))
+		if err != nil {
+			return false, err
+		}
+		if begun != nil {
+			return true, s.remove(m)
+		}
+		return true, errors.Join(s.Removed(m), s.writeList(m.Path))
 	}
 	return false, nil
 }

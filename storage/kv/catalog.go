@@ -41,7 +41,7 @@ func (l *Ledger) Complete(m module.Version) error {
 	})
 }
 
-// Removed records that m was deleted: it leaves catalog and index, and a
+// Removed records that m was deleted: it leaves catalog and index, if it is there, and a
 // tombstone appears. Tombstones older than their time are dropped.
 func (l *Ledger) Removed(m module.Version) error {
 	ck := key('c', m.Path, m.Version)

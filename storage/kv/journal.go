@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -21,8 +22,10 @@ import (
 // The file is a sequence of records: the length of the changes (4 bytes,
 // big-endian), their CRC-32C (4 bytes), and the changes: for each the length of
 // the key, the key, the length of the value plus one, or 0 for a deletion, and
-// the value; lengths are uvarints. What follows a record that is not whole was
-// being written when the machine stopped, and is dropped.
+// the value; lengths are uvarints. A record that is not whole was being written when
+// the machine stopped, or is damaged: it and what follows it are no part of the
+// journal any more, since later transactions rest on earlier ones. They go to a file
+// beside it, NAME.damaged-…, and the log says so.
 type Journal struct {
 	Tree
 	name     string
@@ -30,6 +33,7 @@ type Journal struct {
 	size     int64 // bytes of whole records
 	rewrite  int64 // the size at which the file is written anew
 	rewrites int
+	log      *slog.Logger
 }
 
 // minRewrite is the size below which a journal is not written anew.
@@ -41,13 +45,17 @@ const maxRecordBytes = 64 << 20
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // OpenJournal opens a journal, which is made when it is not there. It is for one
-// process at a time, which the caller sees to.
-func OpenJournal(name string) (*Journal, error) {
+// process at a time, which the caller sees to. log is told of what goes wrong and
+// fails nothing; nil is slog.Default.
+func OpenJournal(name string, log *slog.Logger) (*Journal, error) {
+	if log == nil {
+		log = slog.Default()
+	}
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{name: name, f: f, rewrite: minRewrite}
+	j := &Journal{name: name, f: f, rewrite: minRewrite, log: log}
 	if err := j.replay(); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -56,7 +64,7 @@ func OpenJournal(name string) (*Journal, error) {
 	return j, nil
 }
 
-// replay reads the whole records, and cuts off what follows them.
+// replay reads the whole records, and sets aside what follows them.
 func (j *Journal) replay() error {
 	r := bufio.NewReader(j.f)
 	for {
@@ -83,7 +91,31 @@ func (j *Journal) replay() error {
 		}
 		j.size += int64(len(head)) + int64(n)
 	}
+	end, err := j.f.Seek(0, io.SeekEnd)
+	if err != nil || end == j.size {
+		return err
+	}
+	aside, err := j.setAside(end)
+	if err != nil { // on a full disk, say: the queue has to go on
+		j.log.Error("the end of the queue's journal is damaged, is dropped, and cannot be kept aside", "file", j.name, "from", j.size, "bytes", end-j.size, "err", err)
+	} else {
+		j.log.Warn("the end of the queue's journal is damaged: jobs may be missing, or done again", "file", j.name, "from", j.size, "bytes", end-j.size, "kept", aside)
+	}
 	return j.f.Truncate(j.size)
+}
+
+// setAside copies what is between the last whole record and end to a file, which it
+// names.
+func (j *Journal) setAside(end int64) (name string, err error) {
+	f, err := os.CreateTemp(filepath.Dir(j.name), filepath.Base(j.name)+".damaged-*")
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(f, io.NewSectionReader(j.f, j.size, end-j.size))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		os.Remove(f.Name())
+	}
+	return f.Name(), err
 }
 
 func apply(m *btree.Map[string, []byte], body []byte) error {
@@ -135,11 +167,13 @@ func record(changes []change) []byte {
 }
 
 // append is Tree.commit. What a failed write leaves lies behind the last whole
-// record, and the next one is written over it.
+// record, and the next one is written over it. A journal that can't be written anew
+// is whole as it is, and grows on.
 func (j *Journal) append(changes []change) error {
 	if j.size >= j.rewrite {
 		if err := j.compact(); err != nil {
-			return err
+			j.rewrite = j.size + minRewrite
+			j.log.Warn("the queue's journal is not written anew for now", "file", j.name, "bytes", j.size, "err", err)
 		}
 	}
 	b := record(changes)
@@ -164,7 +198,10 @@ func (j *Journal) compact() error {
 		size += int64(n)
 		return err == nil
 	})
-	if err := errors.Join(err, w.Flush(), f.Sync(), os.Rename(f.Name(), j.name)); err != nil {
+	if err = errors.Join(err, w.Flush(), f.Sync()); err == nil {
+		err = os.Rename(f.Name(), j.name) // only what is whole takes the journal's place
+	}
+	if err != nil {
 		f.Close()
 		os.Remove(f.Name())
 		return err
@@ -172,10 +209,6 @@ func (j *Journal) compact() error {
 	j.f.Close()
 	j.f, j.size, j.rewrite = f, size, max(minRewrite, 4*size)
 	j.rewrites++
-	return j.syncDir()
-}
-
-func (j *Journal) syncDir() error {
 	d, err := os.Open(filepath.Dir(j.name))
 	if err != nil {
 		return err

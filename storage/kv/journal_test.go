@@ -1,11 +1,14 @@
 package kv
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -60,7 +63,7 @@ func fill(t *testing.T, db DB, n int) []map[string]string {
 
 func openJournal(t *testing.T, name string) *Journal {
 	t.Helper()
-	j, err := OpenJournal(name)
+	j, err := OpenJournal(name, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,6 +114,65 @@ func TestJournalCut(t *testing.T) {
 	}
 }
 
+// What follows a damaged record is kept aside, and the log says so; a journal that is
+// whole, or was cut between two records, makes no such file.
+func TestJournalDamaged(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "queue")
+	j := openJournal(t, name)
+	states := fill(t, j, 10)
+	at := j.size
+	fill(t, j, 10)
+	j.Close()
+	whole, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	aside := func() (content [][]byte) {
+		t.Helper()
+		names, err := filepath.Glob(name + ".damaged-*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			b, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			content = append(content, b)
+		}
+		return content
+	}
+	openJournal(t, name).Close()
+	if n := len(aside()); n != 0 {
+		t.Errorf("%d files beside a whole journal", n)
+	}
+	damaged := bytes.Clone(whole)
+	damaged[at+8] ^= 1 // the first byte behind a record's head
+	if err := os.WriteFile(name, damaged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	j, err = OpenJournal(name, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { j.Close() })
+	if got := content(t, j); !maps.Equal(got, states[10]) {
+		t.Errorf("content %v, want that before the damage, %v", got, states[10])
+	}
+	if kept := aside(); len(kept) != 1 || !bytes.Equal(kept[0], damaged[at:]) {
+		t.Errorf("%d files kept aside, want one with the %d bytes from the damage on", len(kept), len(damaged)-int(at))
+	}
+	if want := fmt.Sprintf("from=%d bytes=%d", at, len(damaged)-int(at)); !strings.Contains(log.String(), want) {
+		t.Errorf("log %q, want %q", log.String(), want)
+	}
+	j.Close()
+	openJournal(t, name).Close() // it was cut
+	if n := len(aside()); n != 1 {
+		t.Errorf("%d files kept aside after another start, want the one", n)
+	}
+}
+
 // A journal is written anew when it has grown, and loses nothing by it.
 func TestJournalRewrite(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "queue")
@@ -152,6 +214,37 @@ func TestJournalFails(t *testing.T) {
 	}
 	if got := content(t, openJournal(t, name)); !maps.Equal(got, want) {
 		t.Errorf("on disk: content %v, want %v", got, want)
+	}
+}
+
+// A journal that cannot be written anew, since the disk is full, stays as it is and
+// takes what comes.
+func TestJournalRewriteFails(t *testing.T) {
+	const full = "/dev/full"
+	if _, err := os.Stat(full); err != nil {
+		if os.Getenv("ATHENSCTL_TEST_REQUIRE") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	name := filepath.Join(t.TempDir(), "queue")
+	j := openJournal(t, name)
+	states := fill(t, j, 50)
+	if err := os.Symlink(full, name+".new"); err != nil {
+		t.Fatal(err)
+	}
+	j.rewrite = 0
+	states = append(states, fill(t, j, 1)[1])
+	if j.rewrites != 0 || j.rewrite <= j.size {
+		t.Errorf("%d rewrites; the next at %d of %d bytes", j.rewrites, j.rewrite, j.size)
+	}
+	states = append(states, fill(t, j, 1)[1])
+	j.Close()
+	if st, err := os.Lstat(name); err != nil || !st.Mode().IsRegular() {
+		t.Fatalf("the journal is not what it was: %v, %v", st, err)
+	}
+	if got, want := content(t, openJournal(t, name)), states[len(states)-1]; !maps.Equal(got, want) {
+		t.Errorf("content %v, want %v", got, want)
 	}
 }
 

@@ -8,13 +8,13 @@
 //	c path 0 version            complete version → its index time
 //	i time                      the index feed → path 0 version
 //	t time                      tombstones → path 0 version
-//	k path 0 query 0 file       Known, JSON
-//	x time k-key                when a Known may be forgotten
+//	k path 0 query 0 file       Known, JSON, with when it may be forgotten
+//	x time k-key                when to look whether it may
 //	s key                       small state
 //
 //	j path 0 query 0 file       in the queue: Job, JSON
 //	q priority time j-key       when a job is due
-//	n                           number of jobs
+//	b                           QueueCounts, JSON
 //
 // Times are 8 bytes, big-endian, nanoseconds since 1970.
 package kv

@@ -3,7 +3,6 @@ package kv
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,7 +41,7 @@ var _ storage.Ledger = (*Ledger)(nil)
 
 // NewLedger returns a ledger over db, and queue for the jobs. A queue may have a
 // method Sync: what nobody waits for, and so nobody would ask for again, is in the
-// queue when it has returned. queueMax bounds the jobs; 0: no bound. now is the
+// queue when it has returned. queueMax bounds the jobs, as storage.QueueCounts has it; 0: no bound. now is the
 // clock; nil is time.Now.
 func NewLedger(db, queue DB, queueMax int, now func() time.Time) *Ledger {
 	if now == nil {
@@ -75,13 +74,26 @@ func (l *Ledger) Known(ctx context.Context, k storage.Key) (*storage.Known, erro
 	return a, nil
 }
 
-// SetKnown implements storage.Ledger. An answer that is not a list is forgotten
-// some time after it was given: a refusal after an hour, another after 30 days.
+// known is an answer as it is kept.
+type known struct {
+	*storage.Known
+	Forget time.Time `json:",omitzero"` // when its time has come; zero: never
+}
+
+// SetKnown implements storage.Ledger: a refusal's time has come after an hour, that of
+// another answer that is no list and not that to "latest" after 30 days.
 func (l *Ledger) SetKnown(ctx context.Context, k storage.Key, a *storage.Known) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	b, err := json.Marshal(a)
+	keep := known{Known: a}
+	switch {
+	case a.RefusedStatus != 0:
+		keep.Forget = l.now().Add(forgetRefused).UTC()
+	case k.File != storage.FileList && k.Query != goproxy.Latest:
+		keep.Forget = l.now().Add(forgetQuery).UTC()
+	}
+	b, err := json.Marshal(keep)
 	if err != nil {
 		return err
 	}
@@ -90,22 +102,16 @@ func (l *Ledger) SetKnown(ctx context.Context, k storage.Key, a *storage.Known) 
 		if err := tx.Put(kk, b); err != nil {
 			return err
 		}
-		if err := l.forget(tx); err != nil {
+		if err := l.forget(tx); err != nil || keep.Forget.IsZero() {
 			return err
 		}
-		ttl := forgetQuery
-		switch {
-		case a.RefusedStatus != 0:
-			ttl = forgetRefused
-		case k.File == storage.FileList || k.Query == goproxy.Latest:
-			return nil
-		}
-		return tx.Put(append(appendTime([]byte{'x'}, l.now().Add(ttl)), kk...), nil)
+		return tx.Put(append(appendTime([]byte{'x'}, keep.Forget), kk...), nil)
 	})
 }
 
 // forget drops a few answers whose time has come, so that the work of dropping
-// is spread over the writes.
+// is spread over the writes. What says when to look may be of an answer before: the one
+// that is there now has a time of its own.
 func (l *Ledger) forget(tx Tx) error {
 	var due [][]byte
 	now := l.now()
@@ -117,8 +123,8 @@ func (l *Ledger) forget(tx Tx) error {
 		return true
 	})
 	for _, x := range due {
-		var a storage.Known
-		if b := tx.Get(x[9:]); b != nil && json.Unmarshal(b, &a) == nil && !a.Checked.Add(forgetRefused).After(now) {
+		var a known
+		if b := tx.Get(x[9:]); b != nil && json.Unmarshal(b, &a) == nil && !a.Forget.IsZero() && !a.Forget.After(now) {
 			if err := tx.Delete(x[9:]); err != nil {
 				return err
 			}
@@ -171,12 +177,10 @@ func (l *Ledger) add(ctx context.Context, j storage.Job, with func(*storage.Job)
 			}
 			return putJob(tx, old, &merged)
 		}
-		n := jobCount(tx)
-		if l.queueMax > 0 && n >= l.queueMax {
-			return storage.ErrQueueFull
-		}
-		if err := setJobCount(tx, n+1); err != nil {
+		if n, err := counts(tx); err != nil {
 			return err
+		} else if !n.Room(j.Priority, l.queueMax) {
+			return storage.ErrQueueFull
 		}
 		added = &storage.Job{Key: j.Key, Priority: j.Priority, Trace: j.Trace, NotBefore: j.NotBefore, Created: l.now().UTC()}
 		if with != nil {
@@ -269,9 +273,6 @@ func (l *Ledger) Done(ctx context.Context, j *storage.Job, cause error) error {
 		if err != nil {
 			return err
 		}
-		if err := setJobCount(tx, max(0, jobCount(tx)-1)); err != nil {
-			return err
-		}
 		return putJob(tx, old, nil)
 	})
 	if err == nil {
@@ -291,6 +292,13 @@ func (l *Ledger) Retry(ctx context.Context, j *storage.Job, delay time.Duration,
 		later.Worker, later.LeaseEnds = "", time.Time{}
 		later.NotBefore, later.Parked, later.Attempts = l.now().Add(delay).UTC(), j.Parked, j.Attempts
 		later.Failed(cause)
+		if later.Parked {
+			if n, err := counts(tx); err != nil {
+				return err
+			} else if !n.MayPark(old, l.queueMax) {
+				return putJob(tx, old, nil)
+			}
+		}
 		return putJob(tx, old, &later)
 	})
 	if err == nil {
@@ -360,9 +368,6 @@ func (l *Ledger) Drop(ctx context.Context, k storage.Key) error {
 		if old == nil {
 			return goproxy.NotFound("%s: there is no such job", k)
 		}
-		if err := setJobCount(tx, max(0, jobCount(tx)-1)); err != nil {
-			return err
-		}
 		return putJob(tx, old, nil)
 	})
 	if err == nil {
@@ -373,20 +378,21 @@ func (l *Ledger) Drop(ctx context.Context, k storage.Key) error {
 
 // each calls f with every job, until it returns false.
 func (l *Ledger) each(f func(*storage.Job) bool) error {
-	return l.queue.View(func(tx Tx) error {
-		var bad error
-		tx.Ascend([]byte{'j'}, func(k, v []byte) bool {
-			if k[0] != 'j' {
-				return false
-			}
-			var j storage.Job
-			if bad = json.Unmarshal(v, &j); bad != nil {
-				return false
-			}
-			return f(&j)
-		})
-		return bad
+	return l.queue.View(func(tx Tx) error { return eachJob(tx, f) })
+}
+
+func eachJob(tx Tx, f func(*storage.Job) bool) (bad error) {
+	tx.Ascend([]byte{'j'}, func(k, v []byte) bool {
+		if k[0] != 'j' {
+			return false
+		}
+		var j storage.Job
+		if bad = json.Unmarshal(v, &j); bad != nil {
+			return false
+		}
+		return f(&j)
 	})
+	return bad
 }
 
 func (l *Ledger) unwait(k storage.Key, ch chan error) {
@@ -470,10 +476,16 @@ func getJob(tx Tx, k storage.Key) (*storage.Job, error) {
 	return j, json.Unmarshal(b, j)
 }
 
-// putJob replaces old by new, in the jobs and in the order they are due; nil is
-// no job.
+// putJob replaces old by new, in the jobs, in the order they are due, and in their
+// counts; nil is no job.
 func putJob(tx Tx, old, new *storage.Job) error {
-	var errs []error
+	n, err := counts(tx)
+	errs := []error{err}
+	before := n
+	if n.Change(old, new); n != before {
+		b, err := json.Marshal(n)
+		errs = append(errs, err, tx.Put([]byte{'b'}, b))
+	}
 	if old != nil {
 		errs = append(errs, tx.Delete(dueKey(old)))
 		if new == nil {
@@ -499,13 +511,14 @@ func dueKey(j *storage.Job) []byte {
 	return append(appendTime([]byte{'q', byte(j.Priority)}, due), ledgerKey('j', j.Key)...)
 }
 
-func jobCount(tx Tx) int {
-	if b := tx.Get([]byte{'n'}); b != nil {
-		return int(binary.BigEndian.Uint64(b))
+// counts are the jobs as they are noted; where they are not, they are counted.
+func counts(tx Tx) (n storage.QueueCounts, err error) {
+	if b := tx.Get([]byte{'b'}); b != nil {
+		return n, json.Unmarshal(b, &n)
 	}
-	return 0
-}
-
-func setJobCount(tx Tx, n int) error {
-	return tx.Put([]byte{'n'}, binary.BigEndian.AppendUint64(nil, uint64(n)))
+	err = eachJob(tx, func(j *storage.Job) bool {
+		n.Change(nil, j)
+		return true
+	})
+	return n, err
 }

@@ -5,6 +5,7 @@ package memory
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -41,8 +42,8 @@ var (
 	_ storage.Ledger = (*Store)(nil)
 )
 
-// New returns an empty store. queueMax bounds the jobs in the queue; 0: no
-// bound. now is the clock; nil is time.Now.
+// New returns an empty store. queueMax bounds the jobs in the queue, as
+// storage.QueueCounts has it; 0: no bound. now is the clock; nil is time.Now.
 func New(queueMax int, now func() time.Time) *Store {
 	if now == nil {
 		now = time.Now
@@ -106,6 +107,18 @@ func (s *Store) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error
 
 // Put implements storage.Store.
 func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) error {
+	err := s.putAll(ctx, m, f)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range []storage.File{storage.FileInfo, storage.FileMod, storage.FileZip} {
+		if _, ok := s.files[fileKey{m, name}]; !ok {
+			return err
+		}
+	}
+	return errors.Join(err, s.Complete(m))
+}
+
+func (s *Store) putAll(ctx context.Context, m module.Version, f storage.Files) error {
 	for _, small := range []struct {
 		name    storage.File
 		content []byte
@@ -127,14 +140,7 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) erro
 			return err
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, name := range []storage.File{storage.FileInfo, storage.FileMod, storage.FileZip} {
-		if _, ok := s.files[fileKey{m, name}]; !ok {
-			return nil
-		}
-	}
-	return s.Complete(m)
+	return nil
 }
 
 func (s *Store) put(ctx context.Context, m module.Version, name storage.File, content []byte) error {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"testing"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -19,13 +20,25 @@ import (
 // Backend is one implementation under test.
 type Backend struct {
 	// Open opens the state in dir. It is closed before the test ends, or by
-	// Close, when the Store has such a method. now is the clock of timestamps
-	// and leases.
+	// Close, when the Store has such a method.
 	Open Opener
 	// Volatile: nothing survives Close.
 	Volatile bool
 	// InMemory: zips are held in memory, so a large one shows there.
 	InMemory bool
+}
+
+// Opener is Backend.Open.
+type Opener = func(t *testing.T, dir string, o Options) (storage.Store, storage.Ledger)
+
+// Options of a backend.
+type Options struct {
+	Now      func() time.Time // the clock of timestamps and leases
+	QueueMax int              // as storage.QueueCounts has it; 0: no bound
+}
+
+func (b Backend) open(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
+	return b.Open(t, dir, Options{Now: now})
 }
 
 // Version is one made-up version with valid files.

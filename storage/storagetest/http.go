@@ -6,7 +6,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"testing"
-	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -27,13 +26,10 @@ func (c closable) Close() error {
 	return nil
 }
 
-// Opener is Backend.Open.
-type Opener = func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger)
-
 // OverHTTP puts the storage role's server and client in front of a backend.
 func OverHTTP(open Opener) Opener {
-	return func(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
-		s, l := open(t, dir, now)
+	return func(t *testing.T, dir string, o Options) (storage.Store, storage.Ledger) {
+		s, l := open(t, dir, o)
 		e := echo.New()
 		e.HTTPErrorHandler = goproxy.ErrorHandler
 		e.Any("/*", (&storage.Server{Store: s, Ledger: l, TempDir: t.TempDir()}).Handler())

@@ -19,7 +19,7 @@ func jobKey(i int) storage.Key {
 }
 
 func known(t *testing.T, b Backend) {
-	_, l := b.Open(t, t.TempDir(), time.Now)
+	_, l := b.open(t, t.TempDir(), time.Now)
 	keys := []storage.Key{
 		{Path: "example.com/M", File: storage.FileList}, {Path: "example.com/m", File: storage.FileList},
 		{Path: "example.com/m", Query: "latest", File: storage.FileInfo}, {Path: "example.com/m", Query: "main", File: storage.FileInfo},
@@ -37,10 +37,51 @@ func known(t *testing.T, b Backend) {
 	}
 }
 
+// A list and the answer to "latest" stay, though upstream had refused them before;
+// a refusal stays for an hour, another answer for 30 days.
+func forget(t *testing.T, b Backend) {
+	c := newClock()
+	_, l := b.open(t, t.TempDir(), c.now)
+	list, latest, branch, refused := storage.Key{Path: "example.com/m", File: storage.FileList},
+		storage.Key{Path: "example.com/m", Query: goproxy.Latest, File: storage.FileInfo},
+		storage.Key{Path: "example.com/m", Query: "main", File: storage.FileInfo}, jobKey(1)
+	set := func(k storage.Key, a storage.Known) {
+		t.Helper()
+		a.Checked = c.now()
+		must(t, l.SetKnown(ctx, k, &a))
+	}
+	later := func(d time.Duration, stay ...storage.Key) {
+		t.Helper()
+		c.advance(d)
+		for i := range 20 { // some backends forget when they are written to
+			must(t, l.SetKnown(ctx, storage.Key{Path: fmt.Sprint("example.com/other", i), File: storage.FileList}, &storage.Known{Checked: c.now()}))
+		}
+		for _, k := range stay {
+			if a, err := l.Known(ctx, k); err != nil || k != refused && a.RefusedStatus != 0 {
+				t.Errorf("%s, after %v: %+v, %v", k, d, a, err)
+			}
+		}
+	}
+	for _, k := range []storage.Key{list, latest, branch, refused} {
+		set(k, storage.Known{RefusedStatus: 404, Refused: "not yet"})
+	}
+	c.advance(10 * time.Minute) // it is published
+	set(list, storage.Known{Versions: []string{"v1.0.0"}})
+	set(latest, storage.Known{Info: []byte(`{"Version":"v1.0.0"}`)})
+	set(branch, storage.Known{Info: []byte(`{"Version":"v1.0.0"}`)})
+	later(2*time.Hour, list, latest, branch) // upstream is down
+	set(refused, storage.Known{RefusedStatus: 404, Refused: "still not"})
+	c.advance(30 * time.Minute)
+	set(refused, storage.Known{RefusedStatus: 404, Refused: "still not"})
+	later(50*time.Minute, list, latest, branch, refused)
+	later(29*24*time.Hour, list, latest, branch)
+	later(1000*time.Hour, list, latest)
+}
+
 // Jobs come by priority, then by when they became due; one key is one job.
 func queue(t *testing.T, b Backend) {
 	c := newClock()
-	_, l := b.Open(t, t.TempDir(), c.now)
+	_, l := b.open(t, t.TempDir(), c.now)
 	if j, err := l.Claim(ctx, "w", time.Minute); j != nil || err != nil {
 		t.Fatalf("an empty queue has %v, %v", j, err)
 	}
@@ -92,7 +133,7 @@ func queue(t *testing.T, b Backend) {
 // Start enqueues and claims in one step, and only what was not there.
 func start(t *testing.T, b Backend) {
 	c := newClock()
-	_, l := b.Open(t, t.TempDir(), c.now)
+	_, l := b.open(t, t.TempDir(), c.now)
 	j, err := l.Start(ctx, storage.Job{Key: jobKey(1), Trace: "made"}, "a", time.Minute)
 	if j == nil || err != nil || j.Key != jobKey(1) || j.Worker != "a" || j.Attempts != 1 || j.Fence == 0 || j.Trace != "made" {
 		t.Fatalf("Start: %+v, %v", j, err)
@@ -128,7 +169,7 @@ func start(t *testing.T, b Backend) {
 // listed, and can be dropped.
 func parked(t *testing.T, b Backend) {
 	c := newClock()
-	_, l := b.Open(t, t.TempDir(), c.now)
+	_, l := b.open(t, t.TempDir(), c.now)
 	j, err := l.Start(ctx, storage.Job{Key: jobKey(1)}, "a", time.Minute)
 	if j == nil || err != nil {
 		t.Fatalf("Start: %v, %v", j, err)
@@ -180,10 +221,98 @@ func parked(t *testing.T, b Backend) {
 	}
 }
 
+// A bound on the queue: who waits is not kept out by work ahead of demand or by what is
+// parked, and a job that is there is joined, however full the queue is.
+func full(t *testing.T, b Backend) {
+	const bound = 6
+	c := newClock()
+	_, l := b.Open(t, t.TempDir(), Options{Now: c.now, QueueMax: bound})
+	key := func(kind string, i int) storage.Key {
+		return storage.Key{Path: "example.com/" + kind, Query: fmt.Sprintf("v1.%d.0", i), File: storage.FileZip}
+	}
+	// fill puts in jobs until there is no room for more.
+	fill := func(kind string, p storage.Priority, want int) {
+		t.Helper()
+		n := 0
+		for {
+			added, err := l.Enqueue(ctx, storage.Job{Key: key(kind, n), Priority: p})
+			if err != nil {
+				wantErr(t, "a full queue", err, storage.ErrQueueFull)
+				break
+			}
+			if !added || n > 2*bound {
+				t.Fatalf("%s job %d: added %v", kind, n, added)
+			}
+			n++
+		}
+		if n != want {
+			t.Errorf("room for %d jobs (%s), want %d", n, kind, want)
+		}
+	}
+	// park parks whatever can be claimed.
+	park := func(want int) {
+		t.Helper()
+		n := 0
+		for ; ; n++ {
+			j, err := l.Claim(ctx, "w", time.Minute)
+			must(t, err)
+			if j == nil {
+				break
+			}
+			j.Parked = true
+			must(t, l.Retry(ctx, j, time.Hour, goproxy.Errorf(502, "broken")))
+		}
+		if n != want {
+			t.Errorf("%d jobs were to be parked, want %d", n, want)
+		}
+	}
+	size := func(jobs, parked int) {
+		t.Helper()
+		if q, err := l.Queue(ctx); err != nil || q.Jobs != jobs || q.Parked != parked {
+			t.Errorf("queue %+v, want %d jobs, %d parked: %v", q, jobs, parked, err)
+		}
+	}
+	fill("ahead", storage.Ahead, bound/2)
+	fill("demand", storage.Demand, bound/2)
+	fill("more-ahead", storage.Ahead, 0)
+	for _, k := range []storage.Key{key("demand", 0), key("ahead", 0)} {
+		if added, err := l.Enqueue(ctx, storage.Job{Key: k}); added || err != nil {
+			t.Errorf("%s is there already: %v, %v", k, added, err)
+		}
+		if j, err := l.Start(ctx, storage.Job{Key: k}, "w", time.Minute); j != nil || err != nil {
+			t.Errorf("start of %s, which is there already: %v, %v", k, j, err)
+		}
+	}
+	size(bound, 0)
+	// Now 4 of them are Demand's; when all are parked 3 of those are remembered.
+	park(bound)
+	size(bound-1, bound-1)
+	fill("second", storage.Demand, bound)
+	park(bound)
+	size(bound-1, bound-1)
+	wantErr(t, "a parked job that was forgotten", l.Drop(ctx, key("second", 0)), fs.ErrNotExist)
+	fill("third-ahead", storage.Ahead, 1)
+	fill("third", storage.Demand, bound-1)
+	// What is parked comes back when its time has come, and ends.
+	c.advance(2 * time.Hour)
+	for range 2*bound - 1 {
+		j, err := l.Claim(ctx, "w", time.Minute)
+		if j == nil || err != nil {
+			t.Fatalf("a job whose time has come: %v, %v", j, err)
+		}
+		must(t, l.Done(ctx, j, nil))
+	}
+	size(0, 0)
+	fill("fourth-ahead", storage.Ahead, bound/2)
+	must(t, l.Drop(ctx, key("fourth-ahead", 0)))
+	fill("fifth-ahead", storage.Ahead, 1)
+	fill("fifth", storage.Demand, bound/2)
+}
+
 // A lease that ended lets another have the job; the first holder is fenced off.
 func lease(t *testing.T, b Backend) {
 	c := newClock()
-	_, l := b.Open(t, t.TempDir(), c.now)
+	_, l := b.open(t, t.TempDir(), c.now)
 	_, err := l.Enqueue(ctx, storage.Job{Key: jobKey(1)})
 	must(t, err)
 	first, err := l.Claim(ctx, "a", time.Minute)
@@ -208,7 +337,7 @@ func lease(t *testing.T, b Backend) {
 }
 
 func claimOnce(t *testing.T, b Backend) {
-	_, l := b.Open(t, t.TempDir(), time.Now)
+	_, l := b.open(t, t.TempDir(), time.Now)
 	const jobs = 60
 	for i := range jobs {
 		_, err := l.Enqueue(ctx, storage.Job{Key: jobKey(i)})
@@ -245,7 +374,7 @@ func claimOnce(t *testing.T, b Backend) {
 }
 
 func wait(t *testing.T, b Backend) {
-	_, l := b.Open(t, t.TempDir(), time.Now)
+	_, l := b.open(t, t.TempDir(), time.Now)
 	must(t, l.Wait(ctx, jobKey(1))) // no such job
 	for _, tc := range []struct {
 		name string
@@ -288,7 +417,7 @@ func wait(t *testing.T, b Backend) {
 }
 
 func swap(t *testing.T, b Backend) {
-	_, l := b.Open(t, t.TempDir(), time.Now)
+	_, l := b.open(t, t.TempDir(), time.Now)
 	if v, err := l.Load(ctx, "k"); v != nil || err != nil {
 		t.Errorf("Load of nothing: %v, %v", v, err)
 	}

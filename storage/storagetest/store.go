@@ -8,6 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -24,10 +26,10 @@ import (
 // Run runs the whole suite.
 func Run(t *testing.T, b Backend) {
 	for name, test := range map[string]func(*testing.T, Backend){
-		"Store/Files": files, "Store/Conflict": conflict, "Store/Names": names, "Store/Concurrent": concurrent,
+		"Store/Files": files, "Store/ZipReaders": zipReaders, "Store/Conflict": conflict, "Store/Names": names, "Store/Concurrent": concurrent,
 		"Store/FailedPut": failedPut, "Store/ReaderDuringPut": readerDuringPut, "Store/Cancelled": cancelled, "Store/BigZip": bigZips,
-		"Store/Catalog": catalog, "Store/Index": index, "Store/IndexWriters": indexWriters, "Store/Delete": deletes, "Store/Reopen": reopen,
-		"Ledger/Known": known, "Ledger/Queue": queue, "Ledger/Start": start, "Ledger/Parked": parked, "Ledger/Lease": lease, "Ledger/ClaimOnce": claimOnce, "Ledger/Wait": wait, "Ledger/Swap": swap,
+		"Store/Catalog": catalog, "Store/Index": index, "Store/IndexWriters": indexWriters, "Store/Delete": deletes, "Store/Tombstone": tombstone, "Store/Reopen": reopen,
+		"Ledger/Known": known, "Ledger/Forget": forget, "Ledger/Queue": queue, "Ledger/Start": start, "Ledger/Parked": parked, "Ledger/Full": full, "Ledger/Lease": lease, "Ledger/ClaimOnce": claimOnce, "Ledger/Wait": wait, "Ledger/Swap": swap,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, b) })
 	}
@@ -69,7 +71,7 @@ func read(t *testing.T, s storage.Store, m module.Version, f storage.File) []byt
 // Each file can be put alone; the version is listed when all are there.
 func files(t *testing.T, b Backend) {
 	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 2, 0}, {3}} {
-		s, _ := b.Open(t, t.TempDir(), time.Now)
+		s, _ := b.open(t, t.TempDir(), time.Now)
 		v := New("example.com/m", "v1.2.3", "")
 		parts := []storage.Files{{Info: v.Info}, {Mod: v.Mod}, {Zip: bytes.NewReader(v.Zip)}, v.Files()}
 		_, err := s.Zip(ctx, v.Version)
@@ -107,9 +109,39 @@ func files(t *testing.T, b Backend) {
 	}
 }
 
+// A zip is what its reader has from where it is, whatever lies before; and it may be a
+// file that can't be sought.
+func zipReaders(t *testing.T, b Backend) {
+	s, _ := b.open(t, t.TempDir(), time.Now)
+	v := New("example.com/m", "v1.0.0", "")
+	name := filepath.Join(t.TempDir(), "zip")
+	must(t, os.WriteFile(name, append([]byte("before it"), v.Zip...), 0o600))
+	f, err := os.Open(name)
+	must(t, err)
+	defer f.Close()
+	_, err = f.Seek(int64(len("before it")), io.SeekStart)
+	must(t, err)
+	must(t, s.Put(ctx, v.Version, storage.Files{Info: v.Info, Mod: v.Mod, Zip: f}))
+	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
+		t.Error("other bytes came back of a part of a file")
+	}
+	v = New("example.com/m", "v1.1.0", "")
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer r.Close()
+	go func() {
+		w.Write(v.Zip)
+		w.Close()
+	}()
+	must(t, s.Put(ctx, v.Version, storage.Files{Info: v.Info, Mod: v.Mod, Zip: r}))
+	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
+		t.Error("other bytes came back of a pipe")
+	}
+}
+
 // The same bytes again are a success; others a conflict, and the first stay.
 func conflict(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	v, other := New("example.com/m", "v1.0.0", "a"), New("example.com/m", "v1.0.0", "b")
 	must(t, s.Put(ctx, v.Version, v.Files()))
 	must(t, s.Put(ctx, v.Version, v.Files()))
@@ -118,6 +150,17 @@ func conflict(t *testing.T, b Backend) {
 	wantErr(t, "another .info", s.Put(ctx, v.Version, storage.Files{Info: []byte(`{"Version":"v1.0.0","Time":"2020-01-02T03:04:05Z"}`)}), storage.ErrConflict)
 	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) || !bytes.Equal(read(t, s, v.Version, storage.FileMod), v.Mod) {
 		t.Error("the first bytes did not stay")
+	}
+	// A Put with a conflict may keep the rest: then the version is complete.
+	half := New("example.com/half", "v1.0.0", "a")
+	must(t, s.Put(ctx, half.Version, storage.Files{Zip: bytes.NewReader(half.Zip)}))
+	wantErr(t, "another zip, and the rest", s.Put(ctx, half.Version, New(half.Path, "v1.0.0", "b").Files()), storage.ErrConflict)
+	_, err := s.Mod(ctx, half.Version)
+	_, err2 := s.Resolve(ctx, half.Path, "v1.0.0")
+	list, err3 := s.List(ctx, half.Path)
+	must(t, err3)
+	if whole := err == nil && err2 == nil; whole != (len(list.Versions) == 1) {
+		t.Errorf("all files are kept: %v; the list is %v", whole, list.Versions)
 	}
 }
 
@@ -133,7 +176,7 @@ var awkward = []module.Version{
 
 // Names that are close to each other stay apart.
 func names(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	for _, m := range awkward {
 		v := New(m.Path, m.Version, m.String())
 		must(t, s.Put(ctx, m, v.Files()))
@@ -162,7 +205,7 @@ func names(t *testing.T, b Backend) {
 }
 
 func concurrent(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	var wg sync.WaitGroup
 	same := New("example.com/same", "v1.0.0", "")
 	errs := make([]error, 16)
@@ -194,7 +237,7 @@ var errBroken = errors.New("the source broke")
 // A Put whose source breaks keeps nothing of that file, and can be made again;
 // one whose answer was lost can be made again too.
 func failedPut(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	v := New("example.com/m", "v1.0.0", "")
 	broken := io.MultiReader(bytes.NewReader(v.Zip[:len(v.Zip)/2]), brokenReader{})
 	if err := s.Put(ctx, v.Version, storage.Files{Info: v.Info, Mod: v.Mod, Zip: broken}); err == nil {
@@ -214,7 +257,7 @@ type brokenReader struct{}
 func (brokenReader) Read([]byte) (int, error) { return 0, errBroken }
 
 func readerDuringPut(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
 	var want bytes.Buffer
 	must(t, bigZip(&want, m, 2<<20))
@@ -242,7 +285,7 @@ func readerDuringPut(t *testing.T, b Backend) {
 }
 
 func cancelled(t *testing.T, b Backend) {
-	s, l := b.Open(t, t.TempDir(), time.Now)
+	s, l := b.open(t, t.TempDir(), time.Now)
 	v := New("example.com/m", "v1.0.0", "")
 	gone, cancel := context.WithCancel(ctx)
 	cancel()
@@ -267,7 +310,7 @@ func bigZips(t *testing.T, b Backend) {
 	if b.InMemory {
 		t.Log("this backend holds zips in memory: only their content is compared")
 	}
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	m := module.Version{Path: "example.com/big", Version: "v1.0.0"}
 	size := 100 << 20
 	if b.InMemory {
@@ -324,7 +367,7 @@ func fill(t *testing.T, s storage.Store) []module.Version {
 
 // Every pair appears once, in order, whatever the page size.
 func catalog(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	all := fill(t, s)
 	slices.SortFunc(all, func(a, b module.Version) int {
 		return cmpStrings(a.Path, b.Path, a.Version, b.Version)
@@ -368,7 +411,7 @@ func cmpStrings(pairs ...string) int {
 // Times only grow, even when the clock goes back; a follower misses nothing.
 func index(t *testing.T, b Backend) {
 	c := newClock()
-	s, _ := b.Open(t, t.TempDir(), func() time.Time { c.advance(-time.Second); return c.now() })
+	s, _ := b.open(t, t.TempDir(), func() time.Time { c.advance(-time.Second); return c.now() })
 	all := fill(t, s)
 	whole, err := s.Index(ctx, time.Time{}, len(all)+1)
 	must(t, err)
@@ -406,7 +449,7 @@ func index(t *testing.T, b Backend) {
 
 // A follower that reads while others write sees each entry once, in order.
 func indexWriters(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	const writers, each = 4, 8
 	var wg sync.WaitGroup
 	for w := range writers {
@@ -436,7 +479,7 @@ func indexWriters(t *testing.T, b Backend) {
 }
 
 func deletes(t *testing.T, b Backend) {
-	s, _ := b.Open(t, t.TempDir(), time.Now)
+	s, _ := b.open(t, t.TempDir(), time.Now)
 	v := New("example.com/m", "v1.0.0", "a")
 	wantErr(t, "Delete of an unknown version", s.Delete(ctx, v.Version), fs.ErrNotExist)
 	must(t, s.Put(ctx, v.Version, v.Files()))
@@ -465,13 +508,39 @@ func deletes(t *testing.T, b Backend) {
 	}
 }
 
+// Who sees a tombstone and asks again gets nothing.
+func tombstone(t *testing.T, b Backend) {
+	s, _ := b.open(t, t.TempDir(), time.Now)
+	for i := range 8 {
+		v := New("example.com/m", fmt.Sprintf("v1.%d.0", i), "")
+		must(t, s.Put(ctx, v.Version, v.Files()))
+		done := make(chan error, 1)
+		go func() { done <- s.Delete(ctx, v.Version) }()
+		for deadline := time.Now().Add(30 * time.Second); ; {
+			gone, err := s.Deleted(ctx, time.Time{}, 100)
+			must(t, err)
+			if len(gone) == i+1 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("there is no tombstone")
+			}
+		}
+		_, err := s.Mod(ctx, v.Version)
+		wantErr(t, "Mod once there is a tombstone", err, fs.ErrNotExist)
+		_, err = s.Resolve(ctx, v.Path, v.Version.Version)
+		wantErr(t, "Resolve once there is a tombstone", err, fs.ErrNotExist)
+		must(t, <-done)
+	}
+}
+
 func reopen(t *testing.T, b Backend) {
 	if b.Volatile {
 		t.Log("this backend keeps nothing: there is nothing to find again")
 		return
 	}
 	dir := t.TempDir()
-	s, l := b.Open(t, dir, time.Now)
+	s, l := b.open(t, dir, time.Now)
 	v := New("example.com/m", "v1.0.0", "")
 	must(t, s.Put(ctx, v.Version, v.Files()))
 	k := storage.Key{Path: "example.com/m", File: storage.FileList}
@@ -479,7 +548,7 @@ func reopen(t *testing.T, b Backend) {
 	_, err := l.Enqueue(ctx, storage.Job{Key: k})
 	must(t, err)
 	must(t, s.(io.Closer).Close())
-	s, l = b.Open(t, dir, time.Now)
+	s, l = b.open(t, dir, time.Now)
 	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
 		t.Error("other bytes came back")
 	}

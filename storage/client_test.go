@@ -1,0 +1,109 @@
+package storage_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/labstack/echo/v4"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/fleet"
+	"github.com/athensctl/athensctl/storage"
+	"github.com/athensctl/athensctl/storage/memory"
+	"github.com/athensctl/athensctl/storage/storagetest"
+)
+
+// A Put whose zip can be read again goes on to another replica where one refuses
+// connections, and arrives whole.
+func TestPutToAnotherReplica(t *testing.T) {
+	ctx := context.Background()
+	store := memory.New(0, nil)
+	e := echo.New()
+	e.HTTPErrorHandler = goproxy.ErrorHandler
+	e.Any("/*", (&storage.Server{Store: store, Ledger: store, TempDir: t.TempDir()}).Handler())
+	srv := httptest.NewServer(e)
+	defer srv.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close() // nobody is there
+	var bases []*url.URL
+	for _, base := range []string{"http://" + l.Addr().String(), srv.URL} {
+		u, err := url.Parse(base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bases = append(bases, u)
+	}
+	transport := fleet.New(bases, "")
+	c := &storage.Client{Client: goproxy.Client{Base: transport.Base(), HTTP: &http.Client{Transport: transport}}}
+	dir := t.TempDir()
+	failed := 0
+	for i, kind := range []string{"bytes", "bytes", "file", "file", "part of a file", "part of a file", "no zip", "no zip", "stream", "stream"} {
+		v := storagetest.New("example.com/m", fmt.Sprintf("v1.%d.0", i), string(bytes.Repeat([]byte("0123456789abcdef"), 10_000)))
+		files := v.Files()
+		switch kind {
+		case "file", "part of a file":
+			f, err := os.Create(filepath.Join(dir, fmt.Sprint(i)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			start := int64(0)
+			if kind != "file" {
+				n, _ := f.WriteString("before it")
+				start = int64(n)
+			}
+			if _, err := f.Write(v.Zip); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Seek(start, io.SeekStart); err != nil {
+				t.Fatal(err)
+			}
+			files.Zip = f
+		case "no zip":
+			files.Zip = nil
+		case "stream":
+			files.Zip = io.MultiReader(bytes.NewReader(v.Zip))
+		}
+		err := c.Put(ctx, v.Version, files)
+		if kind == "stream" {
+			if err != nil { // it can't be sent twice
+				if failed++; goproxy.Status(err) != 503 {
+					t.Errorf("%s: %v", kind, err)
+				}
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", kind, err)
+			continue
+		}
+		if mod, err := store.Mod(ctx, v.Version); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		} else if b, err := io.ReadAll(mod); err != nil || !bytes.Equal(b, v.Mod) {
+			t.Errorf("%s: go.mod %q, %v", kind, b, err)
+		}
+		if kind == "no zip" {
+			continue
+		}
+		if zip, err := store.Zip(ctx, v.Version); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		} else if b, err := io.ReadAll(zip); err != nil || !bytes.Equal(b, v.Zip) {
+			t.Errorf("%s: %d bytes of %d, %v", kind, len(b), len(v.Zip), err)
+		}
+	}
+	if failed != 1 {
+		t.Errorf("%d of 2 streams failed, want the one to the replica that is away first", failed)
+	}
+}
