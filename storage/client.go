@@ -204,6 +204,12 @@ func (c *Client) Deleted(ctx context.Context, since time.Time, limit int) ([]Ind
 	return a.Feed, err
 }
 
+// ZipH1 implements Store.
+func (c *Client) ZipH1(ctx context.Context, m module.Version) (string, error) {
+	a, err := c.call(ctx, "zip-h1", message{Key: &Key{Path: m.Path, Query: m.Version, File: FileZip}})
+	return a.Name, err
+}
+
 // Known implements Ledger.
 func (c *Client) Known(ctx context.Context, k Key) (*Known, error) {
 	a, err := c.call(ctx, "known", message{Key: &k})
@@ -298,14 +304,26 @@ func (c *Client) CompareAndSwap(ctx context.Context, name string, old, new []byt
 	return err
 }
 
-var jsonHeader = http.Header{"Content-Type": {"application/json"}}
+// Headers of calls. The empty key marks those that change nothing, as net/http knows it:
+// they may be asked again, and of another replica.
+var (
+	changeHeader = http.Header{"Content-Type": {"application/json"}}
+	readHeader   = http.Header{"Content-Type": {"application/json"}, "Idempotency-Key": {}}
+)
+
+// reads are the calls that change nothing.
+var reads = map[string]bool{"deleted": true, "zip-h1": true, "known": true, "wait": true, "queue": true, "jobs": true, "load": true}
 
 func (c *Client) call(ctx context.Context, method string, q message) (a message, err error) {
 	body, err := json.Marshal(q)
 	if err != nil {
 		return a, err
 	}
-	resp, err := c.do(ctx, http.MethodPost, "/internal/ledger/"+method, jsonHeader, bytes.NewReader(body))
+	header := changeHeader
+	if reads[method] {
+		header = readHeader
+	}
+	resp, err := c.do(ctx, http.MethodPost, "/internal/ledger/"+method, header, bytes.NewReader(body))
 	if err != nil {
 		return a, err
 	}

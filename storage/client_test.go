@@ -38,18 +38,19 @@ func TestPutToAnotherReplica(t *testing.T) {
 	}
 	l.Close() // nobody is there
 	var bases []*url.URL
-	for _, base := range []string{"http://" + l.Addr().String(), srv.URL} {
+	for _, base := range []string{srv.URL, "http://" + l.Addr().String()} {
 		u, err := url.Parse(base)
 		if err != nil {
 			t.Fatal(err)
 		}
 		bases = append(bases, u)
 	}
-	transport := fleet.New(bases, "")
-	c := &storage.Client{Client: goproxy.Client{Base: transport.Base(), HTTP: &http.Client{Transport: transport}}}
 	dir := t.TempDir()
 	failed := 0
-	for i, kind := range []string{"bytes", "bytes", "file", "file", "part of a file", "part of a file", "no zip", "no zip", "stream", "stream"} {
+	for i, kind := range []string{"bytes", "file", "part of a file", "no zip", "stream"} {
+		// The one that is away is asked first, by a client that does not know.
+		transport := fleet.New(bases, "")
+		c := &storage.Client{Client: goproxy.Client{Base: transport.Base(), HTTP: &http.Client{Transport: transport}}}
 		v := storagetest.New("example.com/m", fmt.Sprintf("v1.%d.0", i), string(bytes.Repeat([]byte("0123456789abcdef"), 10_000)))
 		files := v.Files()
 		switch kind {
@@ -104,6 +105,6 @@ func TestPutToAnotherReplica(t *testing.T) {
 		}
 	}
 	if failed != 1 {
-		t.Errorf("%d of 2 streams failed, want the one to the replica that is away first", failed)
+		t.Error("a stream was sent twice, or was not sent to the replica that is away")
 	}
 }

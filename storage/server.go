@@ -382,6 +382,8 @@ func (s *Server) rpc(c echo.Context) error {
 		a.New = pointerTo(b)
 	case "swap":
 		err = s.Ledger.CompareAndSwap(ctx, q.Name, bytesOf(q.Old), bytesOf(q.New))
+	case "zip-h1":
+		a.Name, err = s.Store.ZipH1(ctx, module.Version{Path: q.Key.Path, Version: q.Key.Query})
 	case "deleted":
 		a.Feed, err = s.Store.Deleted(ctx, q.Since, q.Limit)
 	default:

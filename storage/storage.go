@@ -73,6 +73,10 @@ type Store interface {
 	// Put checks no content; see goproxy.CheckZip and ParseInfo for that.
 	Put(ctx context.Context, m module.Version, f Files) error
 
+	// ZipH1 is the h1: hash with which a version's zip was put first, for who reads the zip
+	// again: "" where none was given, or nothing is kept.
+	ZipH1(ctx context.Context, m module.Version) (string, error)
+
 	// Delete removes all files of a version, and then leaves a tombstone that
 	// Deleted reports: who reads it and asks again does not get them. A version of
 	// which nothing is kept is fs.ErrNotExist.

@@ -266,8 +266,8 @@ func spool(ctx context.Context, from goproxy.Source, m module.Version, dir strin
 }
 
 // Verify reads every complete version of a store again: that its zip is a good one
-// of that version, with the go.mod file that is kept, and, with Options.H1, that both
-// are what the checksum database says. Versions that are not, and those that could not be
+// of that version, with the go.mod file that is kept and the hash that was kept with it,
+// and, with Options.H1, that both are what the checksum database says. Versions that are not, and those that could not be
 // checked, are reported to Options.Failed: the first as Damaged.
 func Verify(ctx context.Context, s storage.Store, o Options) (*Result, error) {
 	return each(ctx, Stored{s}, o, func(ctx context.Context, r *Result, m module.Version) error {
@@ -300,6 +300,13 @@ func Verify(ctx context.Context, s storage.Store, o Options) (*Result, error) {
 		os.Remove(tmp.Name())
 		if !bytes.Equal(mod, zipMod) {
 			return Damaged{errors.New("the go.mod in the zip is not the .mod file")}
+		}
+		put, err := s.ZipH1(ctx, m)
+		if err != nil {
+			return fmt.Errorf("the hash that was kept with the zip: %w", err)
+		}
+		if put != "" && put != h1 {
+			return Damaged{fmt.Errorf("checksum mismatch: the zip was put with %s, and has %s now", put, h1)}
 		}
 		if o.H1 != nil {
 			modH1, err := goproxy.ModH1(mod)

@@ -189,6 +189,17 @@ func (s *Store) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error
 	return &goproxy.Blob{ReadCloser: r, SizeBytes: v.Zip.Size, ModTime: fromMicros(v.Zip.Kept)}, nil
 }
 
+// ZipH1 implements storage.Store.
+func (s *Store) ZipH1(ctx context.Context, m module.Version) (string, error) {
+	v, _, err := s.version(ctx, "zip", m)
+	if err == errAbsent || err == nil && v.Zip == nil {
+		return "", nil
+	} else if err != nil {
+		return "", err
+	}
+	return v.Zip.H1, nil
+}
+
 // zipSource is a zip that can be read twice.
 type zipSource struct {
 	io.ReadSeeker

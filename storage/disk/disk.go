@@ -25,7 +25,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -254,8 +256,64 @@ func (s *Store) putAll(ctx context.Context, m module.Version, f storage.Files) e
 			return fmt.Errorf("put %s (%s): %w", m, part.file, err)
 		}
 	}
+	if f.Zip != nil && f.ZipH1 != "" {
+		if err := s.putHash(m, f.ZipH1); err != nil {
+			return fmt.Errorf("put %s (its hash): %w", m, err)
+		}
+	}
 	return nil
 }
+
+// hashFile is where the go command too keeps the hash of a zip, in a module cache. What is
+// in it can be computed again: it is not synced, and one that is cut is none.
+const hashFile storage.File = "ziphash"
+
+func (s *Store) putHash(m module.Version, h1 string) error {
+	if have, err := s.ZipH1(context.Background(), m); err != nil || have != "" {
+		return err
+	}
+	name, err := s.file(m, hashFile)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "put-")
+	if err != nil {
+		return storage.FullDisk(err)
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.WriteString(h1)
+	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err != nil {
+		return storage.FullDisk(err)
+	}
+	mu := s.lock(m.Path)
+	mu.Lock()
+	defer mu.Unlock()
+	if zip, err := s.file(m, storage.FileZip); err != nil || !isThere(zip) {
+		return err // it was deleted meanwhile
+	}
+	return storage.FullDisk(os.Rename(tmp.Name(), name))
+}
+
+// ZipH1 implements storage.Store.
+func (s *Store) ZipH1(_ context.Context, m module.Version) (string, error) {
+	name, err := s.file(m, hashFile)
+	if err != nil {
+		return "", err
+	}
+	b, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return "", nil
+	} else if err != nil {
+		return "", err
+	}
+	h1 := strings.TrimSpace(string(b))
+	if !validH1.MatchString(h1) {
+		return "", nil
+	}
+	return h1, nil
+}
+
+var validH1 = regexp.MustCompile(`^h1:[A-Za-z0-9+/]{43}=$`)
 
 func reader(b []byte) io.Reader {
 	if b == nil {
@@ -496,7 +554,7 @@ var allFiles = [...]storage.File{storage.FileZip, storage.FileMod, storage.FileI
 // end. The caller holds the module's lock.
 func (s *Store) remove(m module.Version) error {
 	dir := ""
-	for _, f := range allFiles {
+	for _, f := range append([]storage.File{hashFile}, allFiles[:]...) {
 		name, err := s.file(m, f)
 		if err != nil {
 			return err

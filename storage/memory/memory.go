@@ -35,6 +35,7 @@ type fileKey struct {
 type file struct {
 	content []byte
 	kept    time.Time
+	h1      string // of a zip, where it was given
 }
 
 var (
@@ -139,8 +140,24 @@ func (s *Store) putAll(ctx context.Context, m module.Version, f storage.Files) e
 		if err := s.put(ctx, m, storage.FileZip, zip); err != nil {
 			return err
 		}
+		if f.ZipH1 != "" {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			k := fileKey{m, storage.FileZip}
+			if kept, ok := s.files[k]; ok && kept.h1 == "" {
+				kept.h1 = f.ZipH1
+				s.files[k] = kept
+			}
+		}
 	}
 	return nil
+}
+
+// ZipH1 implements storage.Store.
+func (s *Store) ZipH1(_ context.Context, m module.Version) (string, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.files[fileKey{m, storage.FileZip}].h1, nil
 }
 
 func (s *Store) put(ctx context.Context, m module.Version, name storage.File, content []byte) error {
@@ -156,7 +173,7 @@ func (s *Store) put(ctx context.Context, m module.Version, name storage.File, co
 		}
 		return nil
 	}
-	s.files[k] = file{bytes.Clone(content), s.now()}
+	s.files[k] = file{content: bytes.Clone(content), kept: s.now()}
 	return nil
 }
 

@@ -26,7 +26,7 @@ import (
 // Run runs the whole suite.
 func Run(t *testing.T, b Backend) {
 	for name, test := range map[string]func(*testing.T, Backend){
-		"Store/Files": files, "Store/ZipReaders": zipReaders, "Store/Conflict": conflict, "Store/Names": names, "Store/Concurrent": concurrent,
+		"Store/Files": files, "Store/ZipReaders": zipReaders, "Store/Conflict": conflict, "Store/ZipH1": zipH1, "Store/Names": names, "Store/Concurrent": concurrent,
 		"Store/FailedPut": failedPut, "Store/ReaderDuringPut": readerDuringPut, "Store/Cancelled": cancelled, "Store/BigZip": bigZips,
 		"Store/Catalog": catalog, "Store/Index": index, "Store/IndexWriters": indexWriters, "Store/Delete": deletes, "Store/Tombstone": tombstone, "Store/Reopen": reopen,
 		"Ledger/Known": known, "Ledger/Forget": forget, "Ledger/Queue": queue, "Ledger/Start": start, "Ledger/Parked": parked, "Ledger/Full": full, "Ledger/Lease": lease, "Ledger/ClaimOnce": claimOnce, "Ledger/Wait": wait, "Ledger/Swap": swap,
@@ -137,6 +137,34 @@ func zipReaders(t *testing.T, b Backend) {
 	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
 		t.Error("other bytes came back of a pipe")
 	}
+}
+
+// The hash that came with a zip stays with it, and goes with it.
+func zipH1(t *testing.T, b Backend) {
+	s, _ := b.Open(t, t.TempDir(), Options{})
+	v := New("example.com/M", "v1.0.0", "")
+	h1 := func(what, want string) {
+		t.Helper()
+		if got, err := s.ZipH1(ctx, v.Version); err != nil || got != want {
+			t.Errorf("%s: %q, %v; want %q", what, got, err, want)
+		}
+	}
+	h1("nothing kept", "")
+	must(t, s.Put(ctx, v.Version, storage.Files{Info: v.Info, Mod: v.Mod}))
+	h1("no zip", "")
+	const hash = "h1:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
+	files := v.Files()
+	files.ZipH1 = hash
+	must(t, s.Put(ctx, v.Version, files))
+	h1("a zip with its hash", hash)
+	must(t, s.Put(ctx, v.Version, v.Files()))
+	h1("the same zip without", hash)
+	other := New("example.com/M", "v1.0.0", "other").Files()
+	other.ZipH1 = "h1:AAAAQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
+	wantErr(t, "another zip", s.Put(ctx, v.Version, other), storage.ErrConflict)
+	h1("after a conflict", hash)
+	must(t, s.Delete(ctx, v.Version))
+	h1("deleted", "")
 }
 
 // The same bytes again are a success; others a conflict, and the first stay.
