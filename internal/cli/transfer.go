@@ -103,10 +103,10 @@ GOPROXY file tree in modules/, or the URL of a storage role or another server of
 			return r, errors.Join(err, done())
 		})
 	verify := command("verify", "Read the whole store again and check it",
-		`Reads every complete version again: the zip's structure, its go.mod file, the hash that was kept with it, and the hashes of both in the
-checksum database (not for private modules, and not with --sumdb=off). With --quarantine the files of a bad version are
-moved to a folder, and the version is deleted from the store. One that could not be checked, since the checksum
-database or the store did not answer, stays.`,
+		`Reads every complete version again: the zip's structure, its go.mod file, the hash that was kept with it, and
+the hashes of both in the checksum database (not for private modules, and not with --sumdb=off). With --quarantine
+the files of a bad version are moved to a folder, and the version is deleted from the store. One that could not be
+checked, since the checksum database or the store did not answer, stays.`,
 		cobra.NoArgs, func(cmd *cobra.Command, p *process, o transfer.Options, _ []string) (*transfer.Result, error) {
 			db, err := crawler.NewSumDB(p.cfg.SumDB, &http.Client{Timeout: p.cfg.UpstreamTimeout}, proxies(p.cfg), p.ledger, p.cfg.IsPrivate)
 			if err != nil {
