@@ -39,6 +39,10 @@ test-azure: azure ## run the tests of Cosmos DB and Blob Storage alone, against 
 		go test -race -count=1 -timeout 20m ./storage/... ./internal/cosmosfake && \
 		ATHENSCTL_TEST_REQUIRE=1 go test -count=1 -timeout 20m -run Azure ./internal/e2e
 
+test-real: ## compare 400 module versions of the world, out of git repositories, with the checksum database; needs the module proxy
+	@ATHENSCTL_TEST_REAL=1 ATHENSCTL_TEST_REQUIRE=1 test/step.sh "modules of the world" \
+		go test -count=1 -v -timeout 20m -run '^TestReal$$' ./vcs
+
 test-cluster: cluster-tools ## install the chart on a real one-node Kubernetes and make trouble; needs root
 	@test/step.sh "chart on Kubernetes $(KUBEVERSION)" test/cluster/run.sh
 
@@ -94,4 +98,4 @@ generate: ## write again what is generated (docs/configuration.md)
 clean: ## remove what build made
 	rm -rf bin
 
-.PHONY: help build test test-azure test-cluster cluster-tools image tools packages azure lint fuzz bench generate clean
+.PHONY: help build test test-azure test-real test-cluster cluster-tools image tools packages azure lint fuzz bench generate clean
