@@ -40,7 +40,8 @@ const (
 	refsGone = 50 * time.Millisecond // a tag is not there: has it come just now?
 	treesFor = time.Minute
 	maxRefs  = 100
-	maxTrees = 6
+	maxTrees = 64
+	maxPacks = 1 << 30 // bytes of the trees' packs, on disk
 	maxFiles = 200
 	maxFile  = 32 << 10
 )
@@ -117,8 +118,13 @@ type tree struct {
 func (t *tree) release() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.users--; t.users == 0 && t.gone {
+	if t.users--; t.users > 0 {
+		return
+	}
+	if t.gone {
 		t.objects.Close()
+	} else {
+		t.objects.Rest()
 	}
 }
 
@@ -207,7 +213,13 @@ func (s *Source) fetchTree(ctx context.Context, repo *remote.Repo, commit, key s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.trees = append(s.trees, t)
-	for len(s.trees) > maxTrees {
+	packs := int64(0)
+	for _, t := range s.trees {
+		packs += t.objects.SizeBytes()
+	}
+	// More than are used at once: a zip is followed by the .info of the same commit.
+	for len(s.trees) > maxTrees || len(s.trees) > 1 && packs > maxPacks {
+		packs -= s.trees[0].objects.SizeBytes()
 		s.trees[0].drop()
 		s.trees = s.trees[1:]
 	}
