@@ -185,6 +185,7 @@ func (p *process) addCrawler() error {
 			return err
 		}
 		t := fleet.New(urls, cfg.InternalToken)
+		t.WaitFor(cfg.FetchTimeout)
 		c := &goproxy.Client{Base: t.Base(), HTTP: &http.Client{Transport: t}, IdleTimeout: cfg.UpstreamTimeout}
 		p.crawler = c
 		p.webhook = forwardWebhook(t)

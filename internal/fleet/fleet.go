@@ -89,9 +89,18 @@ func New(bases []*url.URL, token string) *Transport {
 		DialContext:           (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		MaxIdleConnsPerHost:   256,
 		IdleConnTimeout:       90 * time.Second,
-		ResponseHeaderTimeout: 2 * time.Minute,
+		ResponseHeaderTimeout: answerWithin,
 		DisableCompression:    true,
 	}}
+}
+
+// An answer begins within this time, unless WaitFor says more.
+const answerWithin = 2 * time.Minute
+
+// WaitFor lets an answer take d, and a little more, where that is longer. Call it before
+// the first request.
+func (t *Transport) WaitFor(d time.Duration) {
+	t.http.ResponseHeaderTimeout = max(answerWithin, d+10*time.Second)
 }
 
 // Base is what the URLs of requests start with.

@@ -208,3 +208,12 @@ func TestValidTrace(t *testing.T) {
 		}
 	}
 }
+
+func TestWaitFor(t *testing.T) {
+	tr := New([]*url.URL{{Scheme: "http", Host: "127.0.0.1:1"}}, "")
+	for _, tc := range []struct{ wait, want time.Duration }{{0, 2 * time.Minute}, {50 * time.Second, 2 * time.Minute}, {10 * time.Minute, 10*time.Minute + 10*time.Second}} {
+		if tr.WaitFor(tc.wait); tr.http.ResponseHeaderTimeout != tc.want {
+			t.Errorf("WaitFor(%v): answers may take %v, want %v", tc.wait, tr.http.ResponseHeaderTimeout, tc.want)
+		}
+	}
+}
