@@ -502,7 +502,7 @@ func (p *packFile) resolve(refs map[int32][20]byte) error {
 const maxDeltaDepth = 4095
 
 // holdBytes is a pack's hold.
-const holdBytes = 32 << 20
+const holdBytes = 8 << 20
 
 func filled(n int, with int32) []int32 {
 	s := make([]int32, n)
@@ -617,7 +617,7 @@ type cached struct {
 }
 
 // cacheBytes is what a pack keeps while it is read.
-const cacheBytes = 8 << 20
+const cacheBytes = 4 << 20
 
 func (c *deltaCache) get(i int32) ([]byte, bool) {
 	if c == nil {
