@@ -189,10 +189,10 @@ func (s *Source) known(key string, full bool) *tree {
 }
 
 func (s *Source) fetchTree(ctx context.Context, repo *remote.Repo, commit, key string, full bool) error {
-	if err := s.heavy.Acquire(ctx, 1); err != nil {
+	if err := s.packs.Acquire(ctx, 1); err != nil {
 		return err
 	}
-	defer s.heavy.Release(1)
+	defer s.packs.Release(1)
 	w := git.Want{Hashes: []string{commit}, Depth: 1}
 	if !full {
 		w.Filter = "blob:none"
@@ -289,10 +289,10 @@ func (s *Source) fetchFile(ctx context.Context, repo *remote.Repo, hash string, 
 // history fetches the commits from which the given ones descend, without their
 // content where the host can.
 func (s *Source) history(ctx context.Context, repo *remote.Repo, of ...string) (*git.Objects, error) {
-	if err := s.heavy.Acquire(ctx, 1); err != nil {
+	if err := s.packs.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
-	defer s.heavy.Release(1)
+	defer s.packs.Release(1)
 	if rs, err := s.refsOf(ctx, repo, refsFor); err == nil {
 		for i, h := range of {
 			if obj := rs.objects[h]; obj != "" {

@@ -48,14 +48,14 @@ func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error
 		return nil, err
 	}
 	f.Chmod(0o600)
-	r := &reader{r: body, left: limits.PackBytes}
+	r := newReader(body, limits.PackBytes, limits)
 	err = s.skipToPack(r, w)
 	if err == nil {
 		_, err = io.Copy(f, &band{r: r})
 	}
 	var o *Objects
 	if err == nil {
-		o, err = index(f, limits)
+		o, err = c.index(ctx, f, limits)
 	}
 	if err != nil {
 		f.Close()
@@ -66,6 +66,16 @@ func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error
 		return nil, broken(u, "fetch: %w", err)
 	}
 	return o, nil
+}
+
+func (c *Client) index(ctx context.Context, f *os.File, limits Limits) (*Objects, error) {
+	if c.Heavy != nil {
+		if err := c.Heavy.Acquire(ctx, 1); err != nil {
+			return nil, err
+		}
+		defer c.Heavy.Release(1)
+	}
+	return index(f, limits)
 }
 
 func (s *service) fetchRequest(w Want) []byte {

@@ -6,17 +6,17 @@ import (
 	"cmp"
 	"compress/zlib"
 	"container/list"
-	"crypto"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"slices"
 	"strconv"
 	"sync"
 
-	"github.com/go-git/go-git/v5/plumbing/hash"
+	"github.com/pjbgf/sha1cd"
 )
 
 // objectType is what an object is.
@@ -262,7 +262,7 @@ func (p *prefix) Write(b []byte) (int, error) {
 // hasher computes the hashes of objects, and finds those that were made to collide.
 type hasher struct{ hash.Hash }
 
-func newHasher() *hasher { return &hasher{hash.New(crypto.SHA1)} }
+func newHasher() *hasher { return &hasher{sha1cd.New()} }
 
 func (h *hasher) start(t objectType, size int64) {
 	h.Reset()

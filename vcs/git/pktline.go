@@ -57,7 +57,10 @@ func (r *reader) next() (kind, []byte, error) {
 	}
 	body := r.buf[4:n]
 	if _, err := io.ReadFull(r.r, body); err != nil {
-		return 0, nil, fmt.Errorf("the answer is cut: %w", io.ErrUnexpectedEOF)
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return 0, nil, fmt.Errorf("the answer is cut: %w", err)
 	}
 	if text, ok := strings.CutPrefix(string(body[:min(len(body), 600)]), "ERR "); ok {
 		return 0, nil, fmt.Errorf("the server says: %s", printable(text))

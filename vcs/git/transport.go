@@ -54,7 +54,7 @@ func (c *Client) open(ctx context.Context, u *url.URL) (*service, error) {
 		base.Path, base.RawPath, base.RawQuery = final, "", ""
 		s.base = &base
 	}
-	r := &reader{r: resp.Body, left: c.Limits.orDefault().RefBytes}
+	r := newReader(resp.Body, c.Limits.orDefault().RefBytes, c.Limits.orDefault())
 	if err := s.readAdvertisement(r); err != nil {
 		return nil, broken(u, "refs: %w", err)
 	}
