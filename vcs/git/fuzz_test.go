@@ -31,13 +31,24 @@ func FuzzPktLine(f *testing.F) {
 				again = fmt.Appendf(again, "%04x", int(k))
 			}
 		}
-		if !bytes.HasPrefix(bytes.ToLower(b), bytes.ToLower(again)) || int64(len(again)) > limit {
+		if !bytes.HasPrefix(lower(b), lower(again)) || int64(len(again)) > limit {
 			t.Errorf("%q was read as %q, of %d bytes", b, again, limit)
 		}
 		if read := int64(len(b) - src.Len()); read > limit+4 {
 			t.Errorf("%d bytes were read, of %d", read, limit)
 		}
 	})
+}
+
+// lower is b with small letters; the digits of lengths may be either.
+func lower(b []byte) []byte {
+	b = bytes.Clone(b)
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] = c | 0x20
+		}
+	}
+	return b
 }
 
 // Headers of objects in a pack: what is read is what was written, and what cannot be
