@@ -124,7 +124,7 @@ type step struct {
 var aVersion = []step{
 	{"enqueue", 1}, {"claim", 1}, {"done", 2}, {"start (enqueue and claim)", 1},
 	{"put, zip in Blob Storage", 1}, {"put of .mod alone", 1}, // the second stands for the put of .info
-	{".info", 4}, // is it there? .zip, .mod and .info, each of them absent; and .zip when it is done
+	{".info", 4},             // is it there? .zip, .mod and .info, each of them absent; and .zip when it is done
 	{"list read (known)", 1}, // what is known of the module's list
 }
 

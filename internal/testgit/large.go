@@ -42,8 +42,10 @@ func (l Large) Write(dir string) (packBytes int64, commits []string, err error) 
 	if _, err := git(nil, "init", "-q", "--bare", "-b", "main"); err != nil {
 		return 0, nil, err
 	}
-	if _, err := git(nil, "config", "uploadpack.allowFilter", "true"); err != nil {
-		return 0, nil, err
+	for key, value := range map[string]string{"uploadpack.allowFilter": "true", "fastimport.unpackLimit": "1"} {
+		if _, err := git(nil, "config", key, value); err != nil {
+			return 0, nil, err
+		}
 	}
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(l.stream(w)) }()
