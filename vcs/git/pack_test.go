@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -133,5 +134,36 @@ func TestApplyDelta(t *testing.T) {
 		if (err != nil) != (tc.want == "!") || err == nil && string(got) != tc.want {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
+	}
+}
+
+// A large file is read as a stream: it never is in memory as a whole.
+func TestLargeFileIsStreamed(t *testing.T) {
+	body := make([]byte, 64<<20)
+	p := pack(1, object{kind: blobType, size: uint64(len(body)), body: body})
+	want := hashed(blobType, body)
+	f, err := os.CreateTemp(t.TempDir(), "pack-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Write(p)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	o, err := index(f, DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	r, size, err := o.Blob(fmt.Sprintf("%x", want))
+	if err != nil || size != int64(len(body)) {
+		t.Fatal(size, err)
+	}
+	n, err := io.Copy(io.Discard, r)
+	if err := r.Close(); err != nil || n != size {
+		t.Errorf("%d of %d bytes, %v", n, size, err)
+	}
+	runtime.ReadMemStats(&after)
+	if grew := after.TotalAlloc - before.TotalAlloc; err != nil || grew > 4<<20 {
+		t.Errorf("%v; %d KB were allocated for a file of %d", err, grew>>10, size>>10)
 	}
 }
