@@ -72,6 +72,7 @@ func pack(count uint32, objects ...object) []byte {
 	b.WriteString("PACK")
 	binary.Write(&b, binary.BigEndian, uint32(2))
 	binary.Write(&b, binary.BigEndian, count)
+	z := zlib.NewWriter(&b)
 	for _, o := range objects {
 		c := byte(o.kind<<4) | byte(o.size&15)
 		for n := o.size >> 4; ; n >>= 7 {
@@ -83,7 +84,7 @@ func pack(count uint32, objects ...object) []byte {
 			c = byte(n & 0x7f)
 		}
 		b.Write(o.base)
-		z := zlib.NewWriter(&b)
+		z.Reset(&b)
 		z.Write(o.body)
 		z.Close()
 	}
@@ -145,9 +146,14 @@ func nested(depth int, names ...string) (p []byte, hash string) {
 // chain is a delta on a delta on a delta, each right behind its base.
 func chain(length int) []byte {
 	objects := []object{{kind: blobType, size: 4, body: []byte("base")}}
-	for range length {
-		last := pack(0, objects[len(objects)-1])
-		objects = append(objects, object{kind: ofsDelta, size: 4, base: []byte{byte(len(last) - 32)}, body: []byte{4, 4, 0x90, 4}})
+	for i := range length {
+		o := object{kind: ofsDelta, size: 4, body: []byte{4, 4, 0x90, 4}}
+		if i < 2 { // the others are like the second
+			o.base = []byte{byte(len(pack(0, objects[i])) - 32)} // without the header of a pack, and its hash
+		} else {
+			o.base = objects[2].base
+		}
+		objects = append(objects, o)
 	}
 	return pack(uint32(len(objects)), objects...)
 }
