@@ -53,7 +53,7 @@ var (
 	storageSeconds     = figure{"an answer of Azure takes", 0.005, "s", "assumed: the same region"}
 	crawlParallel      = figure{"versions of a feed that are fetched at once (crawl-parallel)", 8, "", "default"}
 	hostConnections    = figure{"requests at once to one host, ahead of demand (half of host-connections)", 16, "", "default"}
-	crawlerCPUPerMB    = figure{"CPU time for a MB of a version's files, all roles, out of a git repository", 0.028, "s", "go run ./bench --only git, 2026-11-25: 69.3 s for 40 tags of 62 MB; a mirror's zip is cheaper"}
+	crawlerCPUPerMB    = figure{"CPU time for a MB of a version's files, all roles, out of a git repository", 0.025, "s", "go run ./bench --only git, 2026-11-25: 61.9 s for 40 tags of 62 MB; a mirror's zip is cheaper"}
 	coreUse            = figure{"a core is used up to", 0.5, "", "assumed"}
 
 	requests      = figure{"requests of the site a day", 50e6, "", "assumed"}
