@@ -36,14 +36,20 @@ build: ## build bin/athensctl
 
 # -count=1, since go test does not see that what a test starts (the binary it
 # builds, go list) has changed, and would answer from its cache.
+# What is about 50,000 versions has a tenth of them under -race, and is run again without.
 test: tools lint ## install what is missing, lint, and run every test with -race
 	@PATH="$$PATH:/usr/sbin:/sbin" ATHENSCTL_TEST_REQUIRE=1 test/step.sh "go test -race" \
 		go test -race -count=1 -timeout 20m ./...
+	@test/step.sh "go test: 50,000 versions" go test -count=1 -timeout 20m -run '^TestMany' ./crawler
 
 test-azure: azure ## run the tests of Cosmos DB and Blob Storage alone, against their stand-ins
 	@ATHENSCTL_TEST_REQUIRE=1 test/step.sh "go test -race: Azure" \
 		go test -race -count=1 -timeout 20m ./storage/... ./internal/cosmosfake && \
 		ATHENSCTL_TEST_REQUIRE=1 go test -count=1 -timeout 20m -run Azure ./internal/e2e
+
+test-real: ## compare 400 module versions of the world, out of git repositories, with the checksum database; needs the module proxy
+	@ATHENSCTL_TEST_REAL=1 ATHENSCTL_TEST_REQUIRE=1 test/step.sh "modules of the world" \
+		go test -count=1 -v -timeout 20m -run '^TestReal$$' ./vcs
 
 test-cluster: cluster-tools ## install the chart on a real one-node Kubernetes and make trouble; needs root
 	@test/step.sh "chart on Kubernetes $(KUBEVERSION)" test/cluster/run.sh
@@ -136,4 +142,4 @@ generate: ## write again what is generated (docs/configuration.md)
 clean: ## remove what build made
 	rm -rf bin dist
 
-.PHONY: help build test test-azure test-cluster cluster-tools test-kind test-terraform image image-report snapshot tools packages azure lint fuzz bench generate clean
+.PHONY: help build test test-azure test-real test-cluster cluster-tools test-kind test-terraform image image-report snapshot tools packages azure lint fuzz bench generate clean

@@ -72,7 +72,8 @@ type starter struct {
 	bin      string
 	upstream string
 	dir      string
-	seq      int // of the folders made
+	seq      int      // of the folders made
+	extra    []string // arguments of each process
 }
 
 const token = "bench-internal-token"
@@ -84,7 +85,7 @@ func (s *starter) serve(ctx context.Context, p *peer, dir, name, role string, ar
 	if err != nil {
 		return "", err
 	}
-	argv := append([]string{s.bin, "serve", "--role=" + role, "--listen", addr}, args...)
+	argv := append([]string{s.bin, "serve", "--role=" + role, "--listen", addr}, append(args, s.extra...)...)
 	c, err := startChild(dir, name, childAttr(), argv...)
 	if err != nil {
 		return "", err

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/athensctl/athensctl/internal/testgit"
 )
 
 // TestRun is a whole run, small, on the stand-in.
@@ -38,7 +40,7 @@ func TestRun(t *testing.T) {
 	t.Cleanup(running.stop)
 
 	opt, err := parseOptions([]string{
-		"--athensctl", self, "--passes=1", "--requests=60", "--connections=4", "--cold-pairs=1", "--cold-delay=0",
+		"--athensctl", self, "--only=warm,cold,herd", "--passes=1", "--requests=60", "--connections=4", "--cold-pairs=1", "--cold-delay=0",
 		"--upstream-listen", upstreamAddr, "--peer", "other=http://" + addr,
 	}, t.Output())
 	if err != nil {
@@ -122,6 +124,55 @@ func TestRun(t *testing.T) {
 	case <-running.done:
 		t.Error("the run has ended a peer that it did not start")
 	default:
+	}
+}
+
+// TestGitSection is the git section, small: the stand-in answers without a host, and the
+// go command is the real one.
+func TestGitSection(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	testgit.Needs(t, "git", "go")
+	t.Setenv("GORACE", "atexit_sleep_ms=0")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	opt, err := parseOptions([]string{"--only=git", "--athensctl", self}, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	opt.git = gitSize{large: testgit.Large{Module: fullGit.large.Module, Tags: 3, Kept: 1 << 20, Changed: 1 << 20}, requests: []int{3, 6}}
+	rep, err := run(t.Context(), opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var direct, mine int
+	for _, r := range rep.Git {
+		if r.Failures > 0 || r.Seconds == 0 || r.PeakMiB == 0 {
+			t.Errorf("%+v", r)
+		}
+		switch r.Peer {
+		case nameDirect, nameOneGo:
+			// Each go command runs git several times, and each tag is fetched.
+			if direct++; r.Processes < 4 || r.Fetches < 3 {
+				t.Errorf("%+v", r)
+			}
+		case nameThree:
+			if mine++; r.Processes != 0 || r.CrawlerMiB == 0 || r.Fetches != 0 {
+				t.Errorf("%+v", r)
+			}
+		}
+	}
+	if direct != 3 || mine != 2 {
+		t.Errorf("%d results of the go command, %d of athensctl", direct, mine)
+	}
+	if len(rep.Budgets) != 3 || rep.Budgets[0].OK || !rep.Budgets[1].OK || !rep.Budgets[2].OK { // the stand-in fetches nothing
+		t.Errorf("%+v", rep.Budgets)
+	}
+	if md := rep.Markdown(); !strings.Contains(md, "3 tags, 2 MB of files in each") || !strings.Contains(md, nameOneGo) {
+		t.Error(md)
 	}
 }
 

@@ -3,7 +3,7 @@ package main
 import "fmt"
 
 // budget is a promise of the project and what became of it. Show is its number
-// in the list that the promises come from, issue 2.
+// in the list that the promises come from: issue 2, and issue 3 for git.
 type budget struct {
 	Show     int
 	Name     string
@@ -27,6 +27,9 @@ func budgets(opt *options, rep *report) []budget {
 	}
 	if opt.only["cold"] {
 		bs = append(bs, coldBudget(rep))
+	}
+	if opt.only["git"] {
+		bs = append(bs, gitBudgets(opt, rep)...)
 	}
 	return bs
 }

@@ -152,6 +152,8 @@ func (b *bench) coldDownload(ctx context.Context, r *coldResult, work coldWork) 
 // goClient is a go command with a module and empty caches of its own.
 type goClient struct {
 	dir, proxy string
+	env        []string               // besides
+	ended      func(*os.ProcessState) // nil, or told of each command that has ended
 }
 
 func (b *bench) newGoClient(proxy string, goMod []byte) (*goClient, error) {
@@ -159,14 +161,14 @@ func (b *bench) newGoClient(proxy string, goMod []byte) (*goClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &goClient{dir, proxy}, os.WriteFile(filepath.Join(dir, "go.mod"), goMod, 0o644)
+	return &goClient{dir: dir, proxy: proxy}, os.WriteFile(filepath.Join(dir, "go.mod"), goMod, 0o644)
 }
 
 func (g *goClient) remove() { os.RemoveAll(g.dir) } // -modcacherw makes it possible
 
 // run runs the go command with no setting from outside.
 func (g *goClient) run(ctx context.Context, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = g.dir
@@ -179,9 +181,14 @@ func (g *goClient) run(ctx context.Context, args ...string) ([]byte, error) {
 		"GOMODCACHE=" + filepath.Join(g.dir, "modcache"),
 		"GOCACHE=" + filepath.Join(g.dir, "gocache"),
 	}
+	cmd.Env = append(cmd.Env, g.env...)
 	var out, problems bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &problems
-	if err := cmd.Run(); err != nil {
+	err := cmd.Run()
+	if g.ended != nil && cmd.ProcessState != nil {
+		g.ended(cmd.ProcessState)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("go %s: %w\n%.2000s", strings.Join(args, " "), err, problems.String())
 	}
 	return out.Bytes(), nil

@@ -12,7 +12,7 @@ import (
 
 // options is what the command line says.
 type options struct {
-	only           map[string]bool // sections: warm, cold, herd
+	only           map[string]bool // sections: warm, cold, herd, git
 	duration       time.Duration   // of one warm cell
 	requests       int             // of one warm cell; over duration when > 0
 	connections    int
@@ -31,6 +31,7 @@ type options struct {
 
 	// Not flags: the budgets speak of these counts. Tests make them smaller.
 	herd  herdSize
+	git   gitSize
 	graph int // modules in the generated graph
 }
 
@@ -41,13 +42,13 @@ type peerOption struct {
 }
 
 func parseOptions(args []string, stderr io.Writer) (*options, error) {
-	opt := &options{only: map[string]bool{}, herd: fullHerd, graph: 100}
+	opt := &options{only: map[string]bool{}, herd: fullHerd, git: fullGit, graph: 100}
 	var only string
 	pids := map[string]int{}
 
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)
-	fs.StringVar(&only, "only", "warm,cold,herd", "sections to run, with commas")
+	fs.StringVar(&only, "only", "warm,cold,herd,git", "sections to run, with commas")
 	fs.DurationVar(&opt.duration, "duration", 2*time.Second, "how long one warm cell is loaded")
 	fs.IntVar(&opt.requests, "requests", 0, "requests in one warm cell, in place of --duration")
 	fs.IntVar(&opt.connections, "connections", 64, "connections of the warm load")
@@ -88,8 +89,8 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 		return nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
 	for s := range strings.SplitSeq(only, ",") {
-		if s != "warm" && s != "cold" && s != "herd" {
-			return nil, fmt.Errorf("--only: %q is not warm, cold or herd", s)
+		if s != "warm" && s != "cold" && s != "herd" && s != "git" {
+			return nil, fmt.Errorf("--only: %q is not warm, cold, herd or git", s)
 		}
 		opt.only[s] = true
 	}

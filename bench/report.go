@@ -20,8 +20,11 @@ type report struct {
 	Warm    []*warmCell   `json:",omitempty"`
 	Cold    []*coldResult `json:",omitempty"`
 	Herds   []*herdResult `json:",omitempty"`
-	Notes   []string      `json:",omitempty"`
-	Errors  []string      `json:",omitempty"`
+	// GitRepository is what Git is about, in words.
+	GitRepository string       `json:",omitempty"`
+	Git           []*gitResult `json:",omitempty"`
+	Notes         []string     `json:",omitempty"`
+	Errors        []string     `json:",omitempty"`
 }
 
 // machine says where the figures come from.
@@ -112,6 +115,9 @@ func (r *report) Markdown() string {
 	}
 	for _, h := range r.Herds {
 		fmt.Fprintf(&b, "\n## Herds: %s\n\n%s", h.Peer, herdTable(h))
+	}
+	if len(r.Git) > 0 {
+		fmt.Fprintf(&b, "\n## Git: %s\n\n%s", r.GitRepository, gitTable(r.Git))
 	}
 	return b.String()
 }

@@ -73,6 +73,9 @@ func run(ctx context.Context, opt *options) (rep *report, err error) {
 	if opt.only["herd"] && ctx.Err() == nil {
 		errs = append(errs, b.herds(ctx, rep))
 	}
+	if opt.only["git"] && ctx.Err() == nil {
+		errs = append(errs, b.measureGit(ctx, rep))
+	}
 	if err := context.Cause(ctx); err != nil {
 		errs = append(errs, fmt.Errorf("the run was cut short: %w", err))
 	}

@@ -263,7 +263,7 @@ func TestBudgetsWithoutFigures(t *testing.T) {
 	}
 	rep := newReport(opt)
 	rep.Budgets = budgets(opt, rep)
-	if len(rep.Budgets) != 20 || rep.passed() {
+	if len(rep.Budgets) != 23 || rep.passed() {
 		t.Errorf("%d budgets, passed %v", len(rep.Budgets), rep.passed())
 	}
 	for _, b := range rep.Budgets {
@@ -271,7 +271,7 @@ func TestBudgetsWithoutFigures(t *testing.T) {
 			t.Errorf("%+v", b)
 		}
 	}
-	if md := rep.Markdown(); strings.Count(md, "**missed**") != 20 {
+	if md := rep.Markdown(); strings.Count(md, "**missed**") != 23 {
 		t.Error(md)
 	}
 }

@@ -354,6 +354,9 @@ func (c *Crawler) workerName() string { return fmt.Sprintf("%s/%d", c.o.Name, c.
 const pollEvery = time.Second
 
 func (c *Crawler) work(ctx context.Context) {
+	// The first pauses are of any length up to the longest: workers that began together
+	// would else look together, with nothing between.
+	part := rand.Float64()
 	for ctx.Err() == nil {
 		if c.slots.Acquire(ctx, 1) != nil {
 			return
@@ -369,7 +372,8 @@ func (c *Crawler) work(ctx context.Context) {
 		if job != nil {
 			continue
 		}
-		pause := time.Duration(float64(pollEvery) * float64(c.o.Workers) * (0.5 + rand.Float64()))
+		pause := time.Duration(float64(pollEvery) * float64(c.o.Workers) * part)
+		part = 0.5 + rand.Float64()
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():

@@ -89,7 +89,8 @@ func (h *Hosts) get(name string) *host {
 		n := int64(max(1, h.o.Connections))
 		t = &host{slots: semaphore.NewWeighted(n), ahead: semaphore.NewWeighted(max(1, n/2)), label: name, most: h.o.Failures}
 		if h.o.Rate > 0 {
-			t.limit = rate.NewLimiter(rate.Limit(h.o.Rate), max(1, int(h.o.Rate)))
+			// One after the other: a burst would make more of the first second.
+			t.limit = rate.NewLimiter(rate.Limit(h.o.Rate), 1)
 		}
 		if len(h.hosts) >= maxHostLabels {
 			t.label = "other"

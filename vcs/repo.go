@@ -41,7 +41,8 @@ const (
 	refsGone = 50 * time.Millisecond // a tag is not there: has it come just now?
 	treesFor = time.Minute
 	maxRefs  = 100
-	maxTrees = 6
+	maxTrees = 64
+	maxPacks = 1 << 30 // bytes of the trees' packs, on disk
 	maxFiles = 200
 	maxFile  = 32 << 10
 )
@@ -118,8 +119,13 @@ type tree struct {
 func (t *tree) release() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.users--; t.users == 0 && t.gone {
+	if t.users--; t.users > 0 {
+		return
+	}
+	if t.gone {
 		t.objects.Close()
+	} else {
+		t.objects.Rest()
 	}
 }
 
@@ -184,10 +190,10 @@ func (s *Source) known(key string, full bool) *tree {
 }
 
 func (s *Source) fetchTree(ctx context.Context, repo *remote.Repo, commit, key string, full bool) error {
-	if err := s.heavy.Acquire(ctx, 1); err != nil {
+	if err := s.packs.Acquire(ctx, 1); err != nil {
 		return err
 	}
-	defer s.heavy.Release(1)
+	defer s.packs.Release(1)
 	w := git.Want{Hashes: []string{commit}, Depth: 1}
 	if !full {
 		w.Filter = "blob:none"
@@ -208,7 +214,13 @@ func (s *Source) fetchTree(ctx context.Context, repo *remote.Repo, commit, key s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.trees = append(s.trees, t)
-	for len(s.trees) > maxTrees {
+	packs := int64(0)
+	for _, t := range s.trees {
+		packs += t.objects.SizeBytes()
+	}
+	// More than are used at once: a zip is followed by the .info of the same commit.
+	for len(s.trees) > maxTrees || len(s.trees) > 1 && packs > maxPacks {
+		packs -= s.trees[0].objects.SizeBytes()
 		s.trees[0].drop()
 		s.trees = s.trees[1:]
 	}
@@ -278,10 +290,10 @@ func (s *Source) fetchFile(ctx context.Context, repo *remote.Repo, hash string, 
 // history fetches the commits from which the given ones descend, without their
 // content where the host can.
 func (s *Source) history(ctx context.Context, repo *remote.Repo, of ...string) (*git.Objects, error) {
-	if err := s.heavy.Acquire(ctx, 1); err != nil {
+	if err := s.packs.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
-	defer s.heavy.Release(1)
+	defer s.packs.Release(1)
 	return s.fetch(ctx, repo, git.Want{Hashes: of, Filter: "tree:0"})
 }
 

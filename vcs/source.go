@@ -32,9 +32,12 @@ import (
 // Options of a Source. The zero value is good.
 type Options struct {
 	TempDir string // takes packs and zips while they are made; "": the system's
-	// Heavy is how many packs are fetched and read at once; each takes some tens of
-	// MB of memory. 0: 2.
+	// Heavy is how many packs are indexed at once; each takes some tens of MB of memory.
+	// 0: 2.
 	Heavy int
+	// Fetches is how many packs are fetched at once; each may take 2 GiB of disk, and
+	// wait for a slow host. 0: 16.
+	Fetches int
 }
 
 // Source is a goproxy.Source over git hosts. It is safe for concurrent use.
@@ -42,7 +45,7 @@ type Source struct {
 	o      Options
 	remote *remote.Remote
 	git    *git.Client
-	heavy  *semaphore.Weighted
+	packs  *semaphore.Weighted // being fetched
 
 	flights singleflight.Group
 	mu      sync.Mutex
@@ -58,9 +61,12 @@ func New(r *remote.Remote, o Options) *Source {
 	if o.Heavy <= 0 {
 		o.Heavy = 2
 	}
+	if o.Fetches <= 0 {
+		o.Fetches = 16
+	}
 	return &Source{
-		o: o, remote: r, git: &git.Client{HTTP: r.HTTP(), TempDir: o.TempDir},
-		heavy: semaphore.NewWeighted(int64(o.Heavy)), refs: map[string]*refs{}, files: map[string][]byte{},
+		o: o, remote: r, git: &git.Client{HTTP: r.HTTP(), TempDir: o.TempDir, Heavy: semaphore.NewWeighted(int64(o.Heavy))},
+		packs: semaphore.NewWeighted(int64(o.Fetches)), refs: map[string]*refs{}, files: map[string][]byte{},
 	}
 }
 

@@ -117,14 +117,14 @@ func (f *zipFile) Open() (io.ReadCloser, error) {
 
 // count is the size of the content.
 func (f *zipFile) count() (int64, error) {
-	r, n, err := f.objects.Blob(f.entry.Hash)
+	if f.convert == nil {
+		return f.objects.Size(f.entry.Hash)
+	}
+	r, _, err := f.objects.Blob(f.entry.Hash)
 	if err != nil {
 		return 0, err
 	}
 	defer r.Close()
-	if f.convert == nil {
-		return n, nil
-	}
 	return io.Copy(io.Discard, f.convert(r))
 }
 

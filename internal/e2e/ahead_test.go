@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -94,6 +95,102 @@ func TestWebhook(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("the new version's zip is not kept: %s", resp.Status)
 		}
+	}
+}
+
+// Without a webhook the tag is seen within freshness, by whoever asks; before, lists are
+// answered without a question to the host.
+func TestNewTagWithoutWebhook(t *testing.T) {
+	const freshness = 4 * time.Second
+	root := t.TempDir()
+	host := testgit.New(t, root)
+	testgit.Script(t, root, "repo lib; gomod go.mod git.test.example/lib.git; src a.go; commit; tag v1.0.0\n")
+	f := startFleet(t, "direct", 2, 2, "--vcs-instead-of=https://git.test.example/="+host.URL+"/", "--private=*", "--freshness="+freshness.String())
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module example.com/main\n\ngo 1.21\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	latest := func(p *process) string {
+		return strings.TrimSpace(goCommand(t, dir, p.url, "list", "-m", "git.test.example/lib.git@latest"))
+	}
+	for _, p := range f.proxies {
+		if got := latest(p); got != "git.test.example/lib.git v1.0.0" {
+			t.Fatalf("before: %s", got)
+		}
+	}
+	testgit.Script(t, root, `cd "$root/lib"; src b.go; commit; tag v1.1.0`+"\n")
+	tagged := time.Now()
+	for i, p := range f.proxies {
+		for {
+			began := time.Since(tagged)
+			if latest(p) == "git.test.example/lib.git v1.1.0" {
+				t.Logf("proxy %d: a go command that began %v after the tag sees it", i, began.Round(time.Millisecond))
+				break
+			}
+			// A question that finds the list old has it fetched behind it.
+			if began > freshness+time.Second {
+				t.Fatalf("proxy %d: a go command that began %v after the tag does not see it; freshness is %v", i, began, freshness)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+}
+
+// A crawler that is killed between claim and done: the other finishes its job, once, and
+// the go command that waited meanwhile, or its next try, has the module.
+func TestCrawlerKilledWithJob(t *testing.T) {
+	up := testupstream.New(t)
+	up.Delay = 2 * time.Second
+	up.Add("example.com/m", "v1.0.0", 1<<20)
+	f := startFleet(t, up.URL, 2, 1, "--job-lease=3s")
+	waited := make(chan int)
+	go func() {
+		status, _, _ := get(t, f.proxies[0].url+"/example.com/m/@v/v1.0.0.zip")
+		waited <- status
+	}()
+	queue := func() string {
+		t.Helper()
+		out, err := athensctl(t, "queue", "list", "--storage-url", f.storage.url, "--internal-token", token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	holder := regexp.MustCompile(`v1\.0\.0#zip +is done by \S*-([0-9]+)-[^-]+/`)
+	var victim, other *process
+	for end := time.Now().Add(20 * time.Second); victim == nil; time.Sleep(20 * time.Millisecond) {
+		if m := holder.FindStringSubmatch(queue()); m != nil {
+			for i, c := range f.crawlers {
+				if fmt.Sprint(c.cmd.Process.Pid) == m[1] {
+					victim, other = c, f.crawlers[1-i]
+				}
+			}
+		}
+		if time.Now().After(end) {
+			t.Fatalf("nobody holds the job:\n%s", queue())
+		}
+	}
+	victim.kill()
+	killed := time.Now()
+	t.Logf("killed with the job in hand; who waited got %d after %v", <-waited, time.Since(killed).Round(time.Millisecond))
+	// The lease, the next look at the queue of one of the workers, and two answers.
+	if took := time.Since(killed); took > 25*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module example.com/main\n\ngo 1.21\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	goCommand(t, dir, f.proxies[0].url, "mod", "download", "example.com/m@v1.0.0")
+	if n := up.Requests(".zip"); n != 2 {
+		t.Errorf("%d upstream zip requests, want 2: the one that was cut, and one by the other crawler", n)
+	}
+	_, metrics, _ := get(t, other.url+"/metrics")
+	if !strings.Contains(metrics, `athensctl_fetches_total{file="zip",outcome="ok"} 1`) || strings.Contains(metrics, `file="zip",outcome="kept"`) {
+		t.Errorf("the other crawler has not finished the job once:\n%s", regexp.MustCompile("(?m)^athensctl_fetches_total.*$").FindAllString(metrics, -1))
+	}
+	if out := queue(); strings.Count(out, "\n") != 1 {
+		t.Errorf("the queue is not empty:\n%s", out)
 	}
 }
 

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"net"
@@ -30,6 +31,7 @@ func TestMain(m *testing.M) {
 	}
 	binary = filepath.Join(dir, "athensctl")
 	build := exec.Command("go", "build", "-o", binary, "github.com/athensctl/athensctl")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does: it needs no library
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
 		panic(err)
@@ -46,6 +48,8 @@ type process struct {
 	cmd  *exec.Cmd
 	log  *lockedBuffer
 	wrap []string // a command to run it under
+	// binary is where it is for wrap; "": where it was built.
+	binary string
 }
 
 type lockedBuffer struct {
@@ -98,7 +102,7 @@ func prepare(t *testing.T, args ...string) *process {
 
 func (p *process) start() {
 	p.t.Helper()
-	argv := append(append(append([]string{}, p.wrap...), binary), p.args...)
+	argv := append(append(append([]string{}, p.wrap...), cmp.Or(p.binary, binary)), p.args...)
 	p.cmd = exec.Command(argv[0], argv[1:]...)
 	p.log = &lockedBuffer{}
 	p.cmd.Stderr = p.log

@@ -101,7 +101,7 @@ var homes = []struct {
 		why: "a database belongs to its backend"},
 	{dep: "github.com/Azure/...", in: []string{"storage/cosmos", "storage/blob"},
 		why: "Azure is the business of its two backends"},
-	{dep: "github.com/go-git/...", in: []string{"vcs/git"},
+	{dep: "github.com/pjbgf/sha1cd", in: []string{"vcs/git"},
 		why: "git is spoken in one place"},
 	{dep: "golang.org/x/crypto/ssh/...", in: []string{"vcs/remote", "internal/test..."},
 		why: "who may be reached over SSH, and with which key, is decided in one place"},
@@ -325,7 +325,7 @@ func sound() graph {
 		"storage/memory":        "goproxy storage storage/kv",
 		"storage/storagetest":   "goproxy storage",
 		"vcs":                   "goproxy vcs/git vcs/remote",
-		"vcs/git":               "goproxy github.com/go-git/go-git/v5",
+		"vcs/git":               "goproxy github.com/pjbgf/sha1cd",
 		"vcs/remote":            "goproxy golang.org/x/crypto/ssh",
 	} {
 		g.add(path, strings.Fields(imports)...)
@@ -388,7 +388,7 @@ func TestViolationsAreFound(t *testing.T) {
 		{"internal/cli", "github.com/spf13/viper", "settings are read"},
 		{"storage/kv", "go.etcd.io/bbolt/errors", "a database belongs"},
 		{"internal/cli", "github.com/Azure/azure-sdk-for-go/sdk/azidentity", "Azure is"},
-		{"crawler", "github.com/go-git/go-git/v5", "git is spoken"},
+		{"crawler", "github.com/pjbgf/sha1cd", "git is spoken"},
 		{"crawler", "go.opentelemetry.io/otel/sdk/trace", "how spans are kept"},
 		{"internal/cli", "go.opentelemetry.io/otel/exporters/otlp/otlptrace", "traces leave"},
 		{"crawler", "os/exec", "no role starts a process"},
@@ -437,7 +437,7 @@ func TestUnfitRulesAreFound(t *testing.T) {
 		{"a backend was renamed", func(g graph) { delete(g, ours+"/storage/disk") }, "there is no storage/disk"},
 		{"a test package was renamed", func(g graph) { delete(g, ours+"/internal/testupstream") }, "there is no internal/test..."},
 		{"viper was dropped", func(g graph) { g[ours+"/config"] = pkg{} }, "there is no config that imports github.com/spf13/viper"},
-		{"go-git was dropped", func(g graph) { g[ours+"/vcs/git"] = pkg{} }, "there is no vcs/git that imports github.com/go-git/..."},
+		{"sha1cd was dropped", func(g graph) { g[ours+"/vcs/git"] = pkg{} }, "there is no vcs/git that imports github.com/pjbgf/sha1cd"},
 	} {
 		g := sound()
 		tt.edit(g)

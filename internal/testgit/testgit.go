@@ -3,6 +3,8 @@
 package testgit
 
 import (
+	"bytes"
+	"compress/gzip"
 	"io"
 	"net/http"
 	"net/http/cgi"
@@ -10,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +24,7 @@ type Server struct {
 
 	mu    sync.Mutex
 	asked map[string]int
+	wants map[string]int
 }
 
 // New starts a server, which ends with the test. Without git the test is skipped, or
@@ -28,15 +32,23 @@ type Server struct {
 func New(t testing.TB, root string) *Server {
 	t.Helper()
 	Needs(t, "git")
-	out, err := exec.Command("git", "--exec-path").Output()
+	s, stop, err := Serve(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{asked: map[string]int{}}
+	t.Cleanup(stop)
+	return s
+}
+
+// Serve starts a server, which ends with stop.
+func Serve(root string) (s *Server, stop func(), err error) {
+	out, err := exec.Command("git", "--exec-path").Output()
+	if err != nil {
+		return nil, nil, err
+	}
+	s = &Server{asked: map[string]int{}, wants: map[string]int{}}
 	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.mu.Lock()
-		s.asked[r.Method+" "+r.URL.Path]++
-		s.mu.Unlock()
+		s.count(r)
 		(&cgi.Handler{
 			Path: filepath.Join(strings.TrimSpace(string(out)), "git-http-backend"),
 			Env: []string{
@@ -47,9 +59,29 @@ func New(t testing.TB, root string) *Server {
 			Stderr:     io.Discard,
 		}).ServeHTTP(w, r)
 	}))
-	t.Cleanup(ts.Close)
 	s.URL = ts.URL
-	return s
+	return s, ts.Close, nil
+}
+
+var wantLine = regexp.MustCompile(`want ([0-9a-f]{40})`)
+
+func (s *Server) count(r *http.Request) {
+	var body []byte
+	if r.Method == http.MethodPost { // a request is small
+		body, _ = io.ReadAll(r.Body)
+		r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil
+		if r.Header.Get("Content-Encoding") == "gzip" {
+			if z, err := gzip.NewReader(bytes.NewReader(body)); err == nil {
+				body, _ = io.ReadAll(z)
+			}
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked[r.Method+" "+r.URL.Path]++
+	for _, m := range wantLine.FindAllSubmatch(body, -1) {
+		s.wants[string(m[1])]++
+	}
 }
 
 // Asked is how many requests of a method have come for a path.
@@ -57,6 +89,18 @@ func (s *Server) Asked(method, path string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.asked[method+" "+path]
+}
+
+// Wanted is how often each of some objects has been asked for, with all that belongs to
+// it: commits, or tag objects.
+func (s *Server) Wanted(hashes []string) []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := make([]int, len(hashes))
+	for i, h := range hashes {
+		n[i] = s.wants[h]
+	}
+	return n
 }
 
 // Needs skips a test where one of the programs is not installed; where

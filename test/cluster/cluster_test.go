@@ -591,7 +591,7 @@ func trouble(t *testing.T, sets []string) {
 		had := kubectl(t, "get", "deployment/site-athensctl-crawler", "-o", "jsonpath={.spec.template.spec.containers[0].resources.limits.memory}")
 		limits("16Mi")
 		kubectl(t, "rollout", "status", "deployment/site-athensctl-crawler", "--timeout=60s")
-		for _, m := range []string{"github.com/Azure/azure-sdk-for-go/sdk/azcore", "github.com/go-git/go-git/v5", "go.yaml.in/yaml/v3", "golang.org/x/tools", "golang.org/x/term"} {
+		for _, m := range []string{"github.com/Azure/azure-sdk-for-go/sdk/azcore", "github.com/klauspost/compress", "go.yaml.in/yaml/v3", "golang.org/x/tools", "golang.org/x/term"} {
 			t.Logf("%s: %d", m, status(ingress+"/"+escape(m)+"/@v/"+version(t, m)+".zip"))
 		}
 		t.Log(kubectl(t, "get", "pods", "-l", "app.kubernetes.io/component=crawler"))

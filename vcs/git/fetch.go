@@ -1,9 +1,7 @@
 package git
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -11,9 +9,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-
-	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 )
 
 // Want says what to fetch.
@@ -54,14 +49,14 @@ func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error
 		return nil, err
 	}
 	f.Chmod(0o600)
-	r := &reader{r: body, left: limits.PackBytes}
+	r := newReader(body, limits.PackBytes, limits)
 	err = s.skipToPack(r, w)
 	if err == nil {
 		_, err = io.Copy(f, &band{r: r})
 	}
 	var o *Objects
 	if err == nil {
-		o, err = index(f, limits)
+		o, err = c.index(ctx, f, limits)
 	}
 	if err != nil {
 		f.Close()
@@ -72,6 +67,16 @@ func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error
 		return nil, s.wrong("fetch", err)
 	}
 	return o, nil
+}
+
+func (c *Client) index(ctx context.Context, f *os.File, limits Limits) (*Objects, error) {
+	if c.Heavy != nil {
+		if err := c.Heavy.Acquire(ctx, 1); err != nil {
+			return nil, err
+		}
+		defer c.Heavy.Release(1)
+	}
+	return index(f, limits)
 }
 
 func (s *service) fetchRequest(w Want) []byte {
@@ -184,61 +189,4 @@ func (b *band) Read(p []byte) (int, error) {
 	n := copy(p, b.rest)
 	b.rest = b.rest[n:]
 	return n, nil
-}
-
-// prescan reads a pack once, before anything is made of it: what it says of the
-// sizes of its objects, and of what its deltas make, is within the limits and true.
-func prescan(f io.ReadSeeker, limits Limits) error {
-	s := packfile.NewScanner(f)
-	_, n, err := s.Header()
-	if err != nil {
-		return fmt.Errorf("pack: %w", err)
-	}
-	if int64(n) > int64(limits.Objects) {
-		return fmt.Errorf("pack: it says that it has %d objects; at most %d are accepted", n, limits.Objects)
-	}
-	total := int64(0)
-	for range n {
-		h, err := s.NextObjectHeader()
-		if err != nil {
-			return fmt.Errorf("pack: %w", err)
-		}
-		size := h.Length
-		if size < 0 || size > limits.ObjectBytes {
-			return fmt.Errorf("pack: an object of %d bytes; at most %d are accepted", size, limits.ObjectBytes)
-		}
-		start := head{}
-		if written, _, err := s.NextObject(&start); err != nil || written != h.Length {
-			return fmt.Errorf("pack: an object of %d bytes has %d: %w", h.Length, written, err)
-		}
-		if h.Type == plumbing.OFSDeltaObject || h.Type == plumbing.REFDeltaObject {
-			if h.Type == plumbing.OFSDeltaObject && (h.OffsetReference <= 0 || h.OffsetReference >= h.Offset) {
-				return errors.New("pack: a delta whose base is not before it")
-			}
-			r := bytes.NewReader(start.b)
-			_, err1 := binary.ReadUvarint(r) // of the base
-			target, err2 := binary.ReadUvarint(r)
-			if err := errors.Join(err1, err2); err != nil {
-				return fmt.Errorf("pack: a delta without sizes: %w", err)
-			}
-			if target > uint64(limits.ObjectBytes) {
-				return fmt.Errorf("pack: a delta that makes %d bytes; at most %d are accepted", target, limits.ObjectBytes)
-			}
-			size = int64(target)
-		}
-		if total += size; total > limits.TotalBytes {
-			return fmt.Errorf("pack: more than %d bytes of objects", limits.TotalBytes)
-		}
-	}
-	return nil
-}
-
-// head keeps the first bytes of what is written to it.
-type head struct{ b []byte }
-
-func (h *head) Write(p []byte) (int, error) {
-	if room := 2*binary.MaxVarintLen64 - len(h.b); room > 0 {
-		h.b = append(h.b, p[:min(room, len(p))]...)
-	}
-	return len(p), nil
 }

@@ -15,6 +15,8 @@ import (
 	"net/url"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/athensctl/athensctl/goproxy"
 )
 
@@ -27,13 +29,14 @@ type Limits struct {
 	TotalBytes  int64         // of all objects, inflated
 	TreeDepth   int           // of folders in folders
 	Idle        time.Duration // between two bytes of an answer
+	Slow        time.Duration // an answer that takes longer must bring 1 KiB a second
 }
 
 // DefaultLimits leave room for any repository whose modules fit in a module zip
 // (500 MiB), and for the history of a very large one.
 var DefaultLimits = Limits{
 	RefBytes: 64 << 20, PackBytes: 2 << 30, Objects: 20_000_000, ObjectBytes: 500 << 20, TotalBytes: 16 << 30,
-	TreeDepth: 256, Idle: 30 * time.Second,
+	TreeDepth: 256, Idle: 30 * time.Second, Slow: 2 * time.Minute,
 }
 
 func (l Limits) orDefault() Limits {
@@ -59,6 +62,9 @@ func (l Limits) orDefault() Limits {
 	if l.Idle > 0 {
 		d.Idle = l.Idle
 	}
+	if l.Slow > 0 {
+		d.Slow = l.Slow
+	}
 	return d
 }
 
@@ -70,6 +76,8 @@ type Client struct {
 	HTTP    *http.Client
 	TempDir string // packs are spooled here; "": the system's
 	Limits  Limits
+	// Heavy bounds the packs that are indexed at once; nil: no bound.
+	Heavy *semaphore.Weighted
 
 	// version0 speaks the protocol of servers that do not know version 2; for tests.
 	version0 bool

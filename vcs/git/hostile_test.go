@@ -72,6 +72,7 @@ func pack(count uint32, objects ...object) []byte {
 	b.WriteString("PACK")
 	binary.Write(&b, binary.BigEndian, uint32(2))
 	binary.Write(&b, binary.BigEndian, count)
+	z := zlib.NewWriter(&b)
 	for _, o := range objects {
 		c := byte(o.kind<<4) | byte(o.size&15)
 		for n := o.size >> 4; ; n >>= 7 {
@@ -83,7 +84,7 @@ func pack(count uint32, objects ...object) []byte {
 			c = byte(n & 0x7f)
 		}
 		b.Write(o.base)
-		z := zlib.NewWriter(&b)
+		z.Reset(&b)
 		z.Write(o.body)
 		z.Close()
 	}
@@ -109,6 +110,68 @@ const (
 	commitType, blobType, ofsDelta, refDelta = 1, 3, 6, 7
 )
 
+const treeType = 2
+
+// hashed is the hash of an object that is no delta.
+func hashed(kind int, body []byte) []byte {
+	sum := sha1.Sum(fmt.Appendf(nil, "%s %d\x00%s", objectType(kind), len(body), body))
+	return sum[:]
+}
+
+// commitOf is a pack of some objects and of a commit of the tree, with the commit's hash.
+func commitOf(tree []byte, objects ...object) (p []byte, hash string) {
+	body := fmt.Appendf(nil, "tree %x\nauthor a <a@a> 1 +0000\ncommitter a <a@a> 1 +0000\n\nx\n", tree)
+	objects = append(objects, object{kind: commitType, size: uint64(len(body)), body: body})
+	return pack(uint32(len(objects)), objects...), fmt.Sprintf("%x", hashed(commitType, body))
+}
+
+// nested is trees in trees, each with the one before it under each of the names.
+func nested(depth int, names ...string) (p []byte, hash string) {
+	var objects []object
+	add := func(kind int, body []byte) []byte {
+		objects = append(objects, object{kind: kind, size: uint64(len(body)), body: body})
+		return hashed(kind, body)
+	}
+	inner, mode := add(blobType, []byte("x")), "100644"
+	for range depth {
+		var tree []byte
+		for _, name := range names {
+			tree = append(fmt.Appendf(tree, "%s %s\x00", mode, name), inner...)
+		}
+		inner, mode = add(treeType, tree), "40000"
+	}
+	return commitOf(inner, objects...)
+}
+
+// chain is a delta on a delta on a delta, each right behind its base.
+func chain(length int) []byte {
+	objects := []object{{kind: blobType, size: 4, body: []byte("base")}}
+	for i := range length {
+		o := object{kind: ofsDelta, size: 4, body: []byte{4, 4, 0x90, 4}}
+		if i < 2 { // the others are like the second
+			o.base = []byte{byte(len(pack(0, objects[i])) - 32)} // without the header of a pack, and its hash
+		} else {
+			o.base = objects[2].base
+		}
+		objects = append(objects, o)
+	}
+	return pack(uint32(len(objects)), objects...)
+}
+
+// drip writes a byte now and then, until the client leaves.
+func drip(before string, every time.Duration) func(io.Writer) {
+	return func(w io.Writer) {
+		io.WriteString(w, before)
+		for {
+			if _, err := io.WriteString(w, "0"); err != nil {
+				return
+			}
+			w.(http.Flusher).Flush()
+			time.Sleep(every)
+		}
+	}
+}
+
 func varint(n uint64) []byte { return binary.AppendUvarint(nil, n) }
 
 // A hostile server costs bounded memory and time, and a clear error.
@@ -116,7 +179,7 @@ func TestHostile(t *testing.T) {
 	ok := text(v2)
 	zeros := make([]byte, 8<<20)
 	limits := Limits{
-		RefBytes: 1 << 20, PackBytes: 2 << 20, Objects: 1000, ObjectBytes: 4 << 20, TotalBytes: 6 << 20, TreeDepth: 20, Idle: 30 * time.Second,
+		RefBytes: 1 << 20, PackBytes: 2 << 20, Objects: 5000, ObjectBytes: 4 << 20, TotalBytes: 6 << 20, TreeDepth: 20, Idle: 30 * time.Second,
 	}
 	fetch := func(c *Client, u *url.URL) error {
 		o, err := c.Fetch(t.Context(), u, Want{Hashes: []string{someHash}, Depth: 1})
@@ -128,6 +191,25 @@ func TestHostile(t *testing.T) {
 		return err
 	}
 	refs := func(c *Client, u *url.URL) error { _, err := c.Refs(t.Context(), u, "refs/"); return err }
+	walk := func(hash string) func(*Client, *url.URL) error {
+		return func(c *Client, u *url.URL) error {
+			o, err := c.Fetch(t.Context(), u, Want{Hashes: []string{hash}, Depth: 1})
+			if err != nil {
+				return err
+			}
+			defer o.Close()
+			commit, err := o.Commit(hash)
+			if err != nil {
+				return err
+			}
+			if err := o.Walk(commit.Tree, func(string, Entry) error { return nil }); err != nil {
+				return goproxy.Errorf(http.StatusBadGateway, "%s: %w", Name(u), err) // as package vcs does
+			}
+			return nil
+		}
+	}
+	deepTrees, deep := nested(30, "d")
+	manyTrees, many := nested(18, "a", "b", "c", "d") // 4^18 files in 20 objects
 	for _, tc := range []struct {
 		name string
 		host host
@@ -145,6 +227,7 @@ func TestHostile(t *testing.T) {
 		{"no hash", host{ok, text(pkt("zzz refs/heads/x\n") + "0000")}, refs, "is not a ref"},
 		{"ERR", host{ok, text(pkt("ERR go away\x1b[31m\n"))}, refs, "the server says: go away"},
 		{"nothing comes", host{ok, func(w io.Writer) { w.(http.Flusher).Flush(); time.Sleep(time.Second) }}, refs, "no byte for 300ms"},
+		{"redirects without end", host{}, refs, "redirects"},
 		{"no pack", host{ok, text("0000")}, fetch, "no pack"},
 		{"band 3", host{ok, text(pkt("packfile\n") + pkt("\x03not allowed\n"))}, fetch, "the server says: not allowed"},
 		{"band 7", host{ok, text(pkt("packfile\n") + pkt("\x07x"))}, fetch, "band 7"},
@@ -152,7 +235,7 @@ func TestHostile(t *testing.T) {
 		{"endless pack", host{ok, endless(pkt("packfile\n"), pkt("\x01"+strings.Repeat("x", 1000)))}, fetch, "too large"},
 		{"not a pack", host{ok, sendPack([]byte("hello, this is not one at all"))}, fetch, "pack:"},
 		{"an empty pack", host{ok, sendPack(pack(0))}, fetch, someHash},
-		{"too many objects", host{ok, sendPack(pack(4_000_000_000))}, fetch, "at most 1000"},
+		{"too many objects", host{ok, sendPack(pack(4_000_000_000))}, fetch, "at most 5000"},
 		{"fewer objects than said", host{ok, sendPack(pack(5, object{kind: blobType, size: 1, body: []byte("x")}))}, fetch, "pack:"},
 		{"a bomb that says its size", host{ok, sendPack(pack(1, object{kind: blobType, size: uint64(len(zeros)), body: zeros}))}, fetch, "8388608 bytes"},
 		{"a bomb that lies", host{ok, sendPack(pack(1, object{kind: blobType, size: 10, body: zeros}))}, fetch, "pack:"},
@@ -164,16 +247,34 @@ func TestHostile(t *testing.T) {
 		{"a delta on what is not there", host{ok, sendPack(pack(1, object{kind: refDelta, size: 2, base: make([]byte, 20), body: []byte{0, 0}}))}, fetch, "pack:"},
 		{"a delta beyond its base", host{ok, sendPack(pack(2, object{kind: blobType, size: 4, body: []byte("base")},
 			object{kind: ofsDelta, size: 5, base: []byte{13}, body: []byte{4, 100, 0x90, 100, 0}}))}, fetch, "pack:"},
+		{"two deltas, each on the other", host{ok, sendPack(pack(2, object{kind: refDelta, size: 2, base: bytes.Repeat([]byte{1}, 20), body: []byte{0, 0}},
+			object{kind: refDelta, size: 2, base: bytes.Repeat([]byte{2}, 20), body: []byte{0, 0}}))}, fetch, "a delta whose base is not there"},
+		{"a delta on one that comes later", host{ok, sendPack(pack(2, object{kind: ofsDelta, size: 2, base: []byte{0x7f}, body: []byte{0, 0}}, object{kind: blobType, size: 1, body: []byte("x")}))}, fetch, "a delta whose base is not before it"},
+		{"a type that there is not", host{ok, sendPack(pack(1, object{kind: 5, size: 1, body: []byte("x")}))}, fetch, "an object of type 5"},
+		{"a size without end", host{ok, sendPack(append(pack(1)[:12], bytes.Repeat([]byte{0xff}, 100)...))}, fetch, "too many digits"},
+		{"too many deltas on each other", host{ok, sendPack(chain(4500))}, fetch, "more than 4095 deltas"},
+		{"folders in folders", host{ok, sendPack(deepTrees)}, walk(deep), "nested more than 20 deep"},
+		{"the same folders again and again", host{ok, sendPack(manyTrees)}, walk(many), "more than 5000 files and folders"},
+		{"bytes that drip, of refs", host{ok, drip("00ff", 50*time.Millisecond)}, refs, "too slow"},
+		{"bytes that drip, of a pack", host{ok, drip(pkt("packfile\n")+"fff0\x01PACK", 50*time.Millisecond)}, fetch, "too slow"},
+		{"bytes that drip, of what a server can do", host{drip("00ff", 50*time.Millisecond), nil}, refs, "too slow"},
 		{"a commit that is none", host{ok, sendPack(pack(1, object{kind: blobType, size: 1, body: []byte("x")}))}, fetch, someHash},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			srv := httptest.NewServer(tc.host)
+			var handler http.Handler = tc.host
+			if tc.host.answer == nil && tc.host.advertisement == nil { // it sends us round and round
+				handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path+"x", http.StatusFound) })
+			}
+			srv := httptest.NewServer(handler)
 			t.Cleanup(srv.Close)
 			u, _ := url.Parse(strings.Replace(srv.URL, "http://", "http://user:s3cret@", 1) + "/repo")
 			dir := t.TempDir()
 			limits := limits
 			if strings.Contains(tc.want, "no byte for 300ms") {
 				limits.Idle = 300 * time.Millisecond
+			}
+			if tc.want == "too slow" {
+				limits.Slow = time.Second
 			}
 			c := &Client{HTTP: srv.Client(), TempDir: dir, Limits: limits}
 			runtime.GC()

@@ -2,23 +2,17 @@ package git
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/go-git/go-billy/v5/osfs"
-	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/cache"
-	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
-	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 
 	"github.com/athensctl/athensctl/goproxy"
 )
@@ -29,96 +23,85 @@ import (
 type Objects struct {
 	limits Limits
 	name   string
+	size   int64
+	pack   *packFile
 
-	mu   sync.Mutex
-	pack *packfile.Packfile
+	mu     sync.RWMutex // held for reading while the file is opened
+	closed bool
 }
-
-// A larger object is read from the file again for each reader; smaller ones, and
-// the bases of deltas, are kept in a cache.
-const (
-	largeObject = 1 << 20
-	cacheBytes  = 16 << 20
-)
 
 // index makes the pack in f ready to be read. It takes f over when it succeeds.
 func index(f *os.File, limits Limits) (*Objects, error) {
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
-	if err := prescan(f, limits); err != nil {
-		return nil, err
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
-	w := new(idxfile.Writer)
-	parser, err := packfile.NewParser(packfile.NewScanner(f), w)
-	if err == nil {
-		_, err = parser.Parse()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("pack: %w", err)
-	}
-	idx, err := w.Index()
-	if err != nil {
-		return nil, fmt.Errorf("pack: %w", err)
-	}
-	folder := osfs.New(filepath.Dir(f.Name()), osfs.WithBoundOS())
-	file, err := folder.Open(filepath.Base(f.Name()))
+	p, err := readPack(f, limits)
 	if err != nil {
 		return nil, err
 	}
-	f.Close()
-	return &Objects{
-		limits: limits, name: f.Name(),
-		pack: packfile.NewPackfileWithCache(idx, folder, file, cache.NewObjectLRU(cacheBytes), largeObject),
-	}, nil
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return &Objects{limits: limits, name: f.Name(), size: st.Size(), pack: p}, nil
 }
 
-// Close removes the file. What was read from it before is good.
+// SizeBytes is the size of the file.
+func (o *Objects) SizeBytes() int64 { return o.size }
+
+// Rest frees memory that makes reading faster; for objects that nobody reads just now.
+func (o *Objects) Rest() { o.pack.cache.clear() }
+
+// Close removes the file. What was read from it before is good; what is being read is an
+// error.
 func (o *Objects) Close() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.pack == nil {
+	if o.closed {
 		return nil
 	}
-	err := errors.Join(o.pack.Close(), os.Remove(o.name))
-	o.pack = nil
-	return err
+	o.closed = true
+	return errors.Join(o.pack.f.Close(), os.Remove(o.name))
 }
 
-func (o *Objects) get(hash string) (plumbing.EncodedObject, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.pack == nil {
-		return nil, fs.ErrClosed
+// find is the object of a hash.
+func (o *Objects) find(hash string) (int32, packed, error) {
+	raw, err := hex.DecodeString(hash)
+	if err != nil || len(raw) != 20 {
+		return 0, packed{}, fmt.Errorf("%.50q is not a git object's hash", hash)
 	}
-	obj, err := o.pack.Get(plumbing.NewHash(hash))
-	if errors.Is(err, plumbing.ErrObjectNotFound) {
-		return nil, goproxy.NotFound("git object %s", hash)
+	i, ok := o.pack.find([20]byte(raw))
+	if !ok {
+		return 0, packed{}, goproxy.NotFound("git object %s", hash)
 	}
-	return obj, err
+	return i, o.pack.objects[i], nil
 }
 
 // small reads an object that must be of the type and below the size.
-func (o *Objects) small(hash string, t plumbing.ObjectType, limit int64) ([]byte, error) {
-	obj, err := o.get(hash)
+func (o *Objects) small(hash string, t objectType, limit int64) ([]byte, error) {
+	i, obj, err := o.find(hash)
 	if err != nil {
 		return nil, err
 	}
-	if obj.Type() != t {
-		return nil, fmt.Errorf("git object %s is a %s, not a %s", hash, obj.Type(), t)
+	if obj.typ != t {
+		return nil, fmt.Errorf("git object %s is a %s, not a %s", hash, obj.typ, t)
 	}
-	if obj.Size() > limit {
-		return nil, fmt.Errorf("git object %s has %d bytes; at most %d are accepted", hash, obj.Size(), limit)
+	if obj.size > limit {
+		return nil, fmt.Errorf("git object %s has %d bytes; at most %d are accepted", hash, obj.size, limit)
 	}
-	r, err := obj.Reader()
+	r, err := o.open(i)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	return io.ReadAll(io.LimitReader(r, limit))
+	return io.ReadAll(r)
+}
+
+// open reads an object.
+func (o *Objects) open(i int32) (io.ReadCloser, error) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if o.closed {
+		return nil, fs.ErrClosed
+	}
+	return o.pack.open(i)
 }
 
 const (
@@ -138,10 +121,10 @@ var ErrNotCommit = errors.New("it is not a commit")
 
 // Commit reads a commit. Another object is ErrNotCommit.
 func (o *Objects) Commit(hash string) (*Commit, error) {
-	if obj, err := o.get(hash); err == nil && obj.Type() != plumbing.CommitObject {
-		return nil, fmt.Errorf("git object %s: %w but a %s", hash, ErrNotCommit, obj.Type())
+	if _, obj, err := o.find(hash); err == nil && obj.typ != commitObject {
+		return nil, fmt.Errorf("git object %s: %w but a %s", hash, ErrNotCommit, obj.typ)
 	}
-	b, err := o.small(hash, plumbing.CommitObject, maxCommitBytes)
+	b, err := o.small(hash, commitObject, maxCommitBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +171,7 @@ func (e Entry) IsLink() bool { return e.Mode == 0o120000 }
 
 // Tree reads a tree.
 func (o *Objects) Tree(hash string) ([]Entry, error) {
-	b, err := o.small(hash, plumbing.TreeObject, maxTreeBytes)
+	b, err := o.small(hash, treeObject, maxTreeBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -270,22 +253,28 @@ func (o *Objects) Walk(tree string, f func(name string, e Entry) error) error {
 	return walk(tree, "", 0)
 }
 
-// Blob opens the content of a file and says its size.
+// Blob opens the content of a file and says its size. It cannot be read after Close.
 func (o *Objects) Blob(hash string) (io.ReadCloser, int64, error) {
-	obj, err := o.get(hash)
+	i, size, err := o.blob(hash)
 	if err != nil {
 		return nil, 0, err
 	}
-	if obj.Type() != plumbing.BlobObject {
-		return nil, 0, fmt.Errorf("git object %s is a %s, not a blob", hash, obj.Type())
+	r, err := o.open(i)
+	return r, size, err
+}
+
+// Size is how many bytes a file has.
+func (o *Objects) Size(hash string) (int64, error) {
+	_, size, err := o.blob(hash)
+	return size, err
+}
+
+func (o *Objects) blob(hash string) (int32, int64, error) {
+	i, obj, err := o.find(hash)
+	if err == nil && obj.typ != blobObject {
+		err = fmt.Errorf("git object %s is a %s, not a blob", hash, obj.typ)
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.pack == nil {
-		return nil, 0, fs.ErrClosed
-	}
-	r, err := obj.Reader()
-	return r, obj.Size(), err
+	return i, obj.size, err
 }
 
 // ReadBlob reads the content of a small file.

@@ -59,7 +59,7 @@ func (s *service) lsRefs(ctx context.Context, prefixes []string) ([]Ref, error) 
 		return nil, err
 	}
 	defer body.Close()
-	refs, err := readRefs(&reader{r: body, left: s.c.Limits.orDefault().RefBytes})
+	refs, err := readRefs(newReader(body, s.c.Limits.orDefault().RefBytes, s.c.Limits.orDefault()))
 	if err != nil {
 		return nil, s.wrong("refs", err)
 	}

@@ -51,7 +51,7 @@ func (c *Client) open(ctx context.Context, u *url.URL) (*service, error) {
 	if s.in == nil {
 		defer first.Close()
 	}
-	r := &reader{r: first, left: c.Limits.orDefault().RefBytes}
+	r := newReader(first, c.Limits.orDefault().RefBytes, c.Limits.orDefault())
 	if err := s.readAdvertisement(r); err != nil {
 		s.close()
 		return nil, s.wrong("refs", err)
