@@ -26,6 +26,11 @@ func CheckMod(m module.Version, mod []byte) error {
 		return fmt.Errorf("%s: go.mod is larger than %d bytes", m, MaxModBytes)
 	}
 	f, err := modfile.ParseLax(m.String()+"/go.mod", mod, nil)
+	if err != nil && modfile.ModulePath(mod) != "" {
+		// The go command finds a path in raw quotes, which its parser refuses:
+		// https://go.dev/ref/mod#go-mod-file-lexical.
+		f, err = modfile.ParseLax(m.String()+"/go.mod", bytes.ReplaceAll(mod, []byte("`"), []byte(`"`)), nil)
+	}
 	if err == nil && f.Module == nil {
 		err = errors.New("it declares no module")
 	}
