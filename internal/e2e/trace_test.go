@@ -195,10 +195,10 @@ func TestTraceReceiverAway(t *testing.T) {
 			up := testupstream.New(t)
 			up.Add("example.com/m", "v1.0.0", 1000)
 			p := start(t, "--upstream", up.URL, "--data-dir", t.TempDir(), "--otlp-endpoint", url)
-			got := crowd(3000, func(i int) string {
+			got := crowd(1500, func(i int) string {
 				return p.url + "/example.com/m/@v/v1.0.0" + []string{".zip", ".mod", ".info"}[i%3]
 			})
-			if got["200"] != 3000 {
+			if got["200"] != 1500 {
 				t.Errorf("answers: %v", got)
 			}
 			if status := p.terminate(); status != 0 {

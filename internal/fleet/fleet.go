@@ -145,8 +145,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	repeatable := req.Method == http.MethodGet || req.Method == http.MethodHead || keyed
 	sendable := req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
 	replicas := t.order()
-	for i, to := range replicas {
-		last := i == len(replicas)-1
+	n := len(replicas)
+	for i := 0; i < len(replicas); i++ {
+		to, last := replicas[i], i == len(replicas)-1
 		r := t.prepare(req, to.base)
 		var err error
 		if i > 0 && req.GetBody != nil {
@@ -155,7 +156,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			}
 		}
 		var wait time.Duration // for the answer to begin
-		if _, deadline := ctx.Deadline(); repeatable && !last {
+		if _, deadline := ctx.Deadline(); repeatable && sendable && n > 1 && i < n {
 			wait = patience
 		} else if repeatable && !deadline {
 			wait = answerTimeout
@@ -178,6 +179,10 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		unreached := errors.As(err, &dial) && dial.Op == "dial"
 		if unreached {
 			to.down.Store(t.now().Add(downFor).UnixNano())
+		}
+		if wait == patience && errors.Is(err, errNoAnswer) {
+			replicas = append(replicas, to) // it may only be slow: when no other answers, it is waited for
+			continue
 		}
 		if last || !sendable || !unreached && !repeatable {
 			return nil, err

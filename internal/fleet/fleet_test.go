@@ -290,6 +290,25 @@ func TestHangingReplica(t *testing.T) {
 				t.Errorf("it took %v", took)
 			}
 		}
+		// One that is only slow is waited for when the other is away.
+		slow := New(parse(t, "http://away", "http://slow"), "")
+		slow.http = roundTripper(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Host == "away" {
+				return nil, &net.OpError{Op: "dial", Err: errors.New("refused")}
+			}
+			select {
+			case <-time.After(25 * time.Second):
+			case <-r.Context().Done():
+				return nil, r.Context().Err()
+			}
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader("late"))}, nil
+		})
+		for range 2 {
+			start := time.Now()
+			if err := do(t, t.Context(), slow, "GET", "/x", nil); err != nil || time.Since(start) != patience+25*time.Second {
+				t.Errorf("the only one that is there is slow: %v after %v", err, time.Since(start))
+			}
+		}
 		alone := New(parse(t, "http://hangs"), "")
 		alone.http = tr.http
 		start := time.Now()
