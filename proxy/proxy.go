@@ -387,7 +387,7 @@ func (p *Proxy) share(ctx context.Context, key string, k storage.Key, f func(con
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*p.o.FetchTimeout)
 		defer cancel()
 		v, tier, err := f(ctx)
-		if errors.Is(err, context.DeadlineExceeded) {
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil { // not one of upstream's own
 			err = p.late(k)
 		}
 		return &flight{v, tier, trace.SpanContextFromContext(ctx)}, err

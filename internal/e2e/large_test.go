@@ -68,8 +68,9 @@ func TestLargeRepository(t *testing.T) {
 			p.kill()
 		}
 	}
-	// Ten times as many wait; each costs some KB, of connection and stack.
-	if peaks[400] > peaks[40]+48 {
+	// Ten times as many wait; each costs some KB, of connection and stack. When the
+	// collector runs makes some 60 MiB of difference; a zip for each who waits would be 500.
+	if peaks[400] > peaks[40]+96 {
 		t.Errorf("400 requests waiting: peak %d MiB; 40: %d MiB", peaks[400], peaks[40])
 	}
 }

@@ -70,8 +70,12 @@ func TestTrace(t *testing.T) {
 	if status, _, _ := get(t, proxy.url+"/example.com/m/@latest"); status != 200 { // it begins a trace of its own
 		t.Errorf("@latest: %d", status)
 	}
-	if log := proxy.log.String(); !strings.Contains(log, `"trace_id":"`+traceID+`"`) {
-		t.Errorf("the trace is not in the log:\n%s", log)
+	logged := func() bool { return strings.Contains(proxy.log.String(), `"trace_id":"`+traceID+`"`) }
+	for end := time.Now().Add(5 * time.Second); !logged() && time.Now().Before(end); { // lines are gathered for a moment
+		time.Sleep(10 * time.Millisecond)
+	}
+	if !logged() {
+		t.Errorf("the trace is not in the log:\n%s", proxy.log)
 	}
 	for _, p := range f.all() { // which sends what there is
 		if status := p.terminate(); status != 0 {
