@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/athensctl/athensctl/internal/testgit"
 	"github.com/athensctl/athensctl/internal/testotlp"
