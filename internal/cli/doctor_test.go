@@ -76,7 +76,9 @@ func TestDoctor(t *testing.T) {
 	gone := httptest.NewServer(http.NotFoundHandler())
 	gone.Close()
 	mirror := server(t, http.NotFound)
-	broken := server(t, func(w http.ResponseWriter, r *http.Request) { http.Error(w, "maintenance", http.StatusServiceUnavailable) })
+	broken := server(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "maintenance", http.StatusServiceUnavailable)
+	})
 	up := testupstream.Start(t)
 	proxy := []string{"--role=proxy", "--internal-token=" + token, "--data-dir=" + dir}
 	for name, tc := range map[string]struct {
