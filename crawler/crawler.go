@@ -394,7 +394,7 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job) error {
 	if job.Priority != storage.Demand {
 		fetchCtx = fleet.WithBackground(jobCtx)
 	}
-	outcome, err := c.fetch(fetchCtx, job)
+	outcome, err := c.attempt(fetchCtx, job)
 	lost := context.Cause(jobCtx)
 	cancel(nil)
 	beat.Wait()
@@ -418,7 +418,7 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job) error {
 		ended = c.ledger.Retry(endCtx, job, backOff(1, err), err)
 	case outcome == "refused":
 		ended = c.ledger.Done(endCtx, job, err)
-	case job.Attempts < c.o.Attempts && transient(err):
+	case job.Attempts < c.o.Attempts && transient(err) && !panicked(err):
 		outcome = "retry"
 		ended = c.ledger.Retry(endCtx, job, backOff(job.Attempts, err), err)
 	case time.Since(job.Created) < giveUpAfter && transient(err):
@@ -442,6 +442,26 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job) error {
 		c.o.Log.Debug("fetch", "job", job.Key.String(), "outcome", outcome)
 	}
 	return err
+}
+
+// attempt is fetch, whatever it meets: one upstream's bytes must not end a crawler, and
+// then, with the job that comes back, the next.
+func (c *Crawler) attempt(ctx context.Context, job *storage.Job) (outcome string, err error) {
+	defer func() {
+		var p *goproxy.Panic
+		if errors.As(err, &p) {
+			outcome = ""
+			c.o.Log.Error("a bug in athensctl: a fetch panicked; its job is parked", "job", job.Key.String(), "panic", p.Value, "stack", string(p.Stack))
+		}
+	}()
+	defer goproxy.Recover(&err)
+	return c.fetch(ctx, job)
+}
+
+// panicked: not tried again before somebody may have seen it in the log.
+func panicked(err error) bool {
+	var p *goproxy.Panic
+	return errors.As(err, &p)
 }
 
 // trace begins the span of an attempt: in the trace of who may be waiting for it. One

@@ -130,14 +130,17 @@ func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, 
 
 func (c *Crawler) fetchList(ctx context.Context, k storage.Key) error {
 	last, err := c.ledger.Known(ctx, k)
-	if err == nil && last.RefusedStatus == 0 {
-		ctx = goproxy.WithValidator(ctx, last.Validator)
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	// A refusal is no list that could be the same still.
+	conditional := err == nil && last.RefusedStatus == 0 && last.Validator != ""
+	if conditional {
+		ctx = goproxy.WithValidator(ctx, last.Validator)
 	}
 	next, err := ask(c, k.Path+": version list", func(s goproxy.Source) (*storage.Known, error) {
 		list, err := s.List(ctx, k.Path)
-		if errors.Is(err, goproxy.ErrNotModified) {
+		if conditional && errors.Is(err, goproxy.ErrNotModified) {
 			return &storage.Known{Versions: last.Versions, Validator: last.Validator}, nil
 		} else if err != nil {
 			return nil, err
@@ -246,8 +249,10 @@ func (c *Crawler) expect(ctx context.Context, path, version string) (verify func
 	}
 	ch := make(chan answer, 1)
 	go func() {
-		h1, err := c.o.Verifier.H1(ctx, path, version)
-		ch <- answer{h1, err}
+		var a answer
+		defer func() { ch <- a }()
+		defer goproxy.Recover(&a.err)
+		a.h1, a.err = c.o.Verifier.H1(ctx, path, version)
 	}()
 	return func(h1 string) error {
 		select {

@@ -91,3 +91,35 @@ func TestListConditional(t *testing.T) {
 	look("an endless ETag", []string{`"pseudo"`}, []string{"v0.0.0-20240102030405-abcdefabcdef"})
 	look("is not kept", []string{""}, []string{"v0.0.0-20240102030405-abcdefabcdef"})
 }
+
+// Upstream says 304 though it was not asked whether a list has changed: a failure of
+// upstream's, whatever is known, and no list.
+func TestListNotModifiedUnasked(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNotModified) }))
+	defer srv.Close()
+	u, err := url.Parse(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, known := range map[string]*storage.Known{
+		"nothing": nil,
+		"refused": {Checked: time.Now().Add(-time.Hour), RefusedStatus: 404, Refused: "gone", Validator: srv.URL + ` "1"`},
+		"a list":  {Checked: time.Now().Add(-time.Hour), Versions: []string{"v1.0.0"}},
+		"other's": {Checked: time.Now().Add(-time.Hour), Versions: []string{"v1.0.0"}, Validator: `https://other.example "1"`},
+	} {
+		s := memory.New(0, nil)
+		k := storage.Key{Path: "example.com/m", File: storage.FileList}
+		if known != nil {
+			if err := s.SetKnown(t.Context(), k, known); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c := New(s, s, options(&goproxy.Client{Base: u, HTTP: srv.Client()}))
+		if err := c.fetchList(t.Context(), k); goproxy.Status(err) != 502 {
+			t.Errorf("%s is known: %d %v", name, goproxy.Status(err), err)
+		}
+		if now, _ := s.Known(t.Context(), k); known == nil && now != nil || known != nil && !now.Checked.Equal(known.Checked) {
+			t.Errorf("%s was known, now %+v", name, now)
+		}
+	}
+}
