@@ -44,14 +44,10 @@ func WithValidator(ctx context.Context, v string) context.Context {
 
 // List returns the versions that the server lists, cleaned by NewVersionList.
 // Some servers list pseudo-versions of modules without tags. ErrNotModified: the list is
-// the one that the context's validator, one of this server's, came with; a server that
-// says so without having been asked is broken, a 502.
+// the one that the context's validator, one of this server's, came with.
 func (c *Client) List(ctx context.Context, path string) (*VersionList, error) {
 	resp, err := c.get(ctx, Request{Path: path, File: FileList})
 	if Status(err) == http.StatusNotModified {
-		if c.ifNoneMatch(ctx) == "" {
-			return nil, Errorf(http.StatusBadGateway, "%s: version list: %s answers 304 to a question without a condition", path, c.Base.Redacted())
-		}
 		return nil, fmt.Errorf("%s: version list: %w", path, ErrNotModified)
 	}
 	if err != nil {
@@ -153,8 +149,10 @@ func (c *Client) Get(ctx context.Context, path string) (*http.Response, error) {
 	if NoFetch(ctx) {
 		req.Header.Set(HeaderNoFetch, "true")
 	}
-	if etag := c.ifNoneMatch(ctx); etag != "" {
-		req.Header.Set("If-None-Match", etag)
+	if v, ok := ctx.Value(validator{}).(string); ok {
+		if etag, ok := strings.CutPrefix(v, c.Base.Redacted()+" "); ok {
+			req.Header.Set("If-None-Match", etag)
+		}
 	}
 	// A module zip must arrive as it was stored, and Content-Length must mean it.
 	req.Header.Set("Accept-Encoding", "identity")
@@ -177,22 +175,14 @@ func (c *Client) Get(ctx context.Context, path string) (*http.Response, error) {
 	defer resp.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 2<<10))
 	e := &Error{Status: resp.StatusCode, Message: c.message(resp, path, text)}
+	if resp.StatusCode == http.StatusNotModified && req.Header.Get("If-None-Match") == "" {
+		e.Status = http.StatusBadGateway // nothing was asked that this answers
+	}
 	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
 		e.RetryAfter = min(time.Duration(s)*time.Second, time.Hour)
 	}
 	e.NoStore = errors.Is(e, fs.ErrNotExist) && strings.Contains(resp.Header.Get("Cache-Control"), CacheNever)
 	return nil, e
-}
-
-// ifNoneMatch is the ETag in the context's validator; "" when it has none of this
-// server's.
-func (c *Client) ifNoneMatch(ctx context.Context) string {
-	v, _ := ctx.Value(validator{}).(string)
-	etag, ok := strings.CutPrefix(v, c.Base.Redacted()+" ")
-	if !ok {
-		return ""
-	}
-	return etag
 }
 
 // message is the body when it is text for people, else the status line.
