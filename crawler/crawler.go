@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,7 +33,7 @@ import (
 
 // Origin is one entry of the upstream setting.
 type Origin struct {
-	Name   string // for messages: a URL without secrets, or "direct"
+	Name   string // for messages: a URL without secrets, or "direct"; behind "off" nobody is asked
 	Source goproxy.Source
 	// AnyError: the next origin is asked after any error ("|"); else only after
 	// the answer that there is no such thing (",").
@@ -42,7 +43,8 @@ type Origin struct {
 // Verifier says whether upstream's content is what everybody gets.
 type Verifier interface {
 	// H1 is the h1: hash that everybody gets; version is "v1.2.3" for a zip,
-	// "v1.2.3/go.mod" for a go.mod file. "": nobody says, and none is needed.
+	// "v1.2.3/go.mod" for a go.mod file. "": nobody says, and none is needed. An error
+	// of 403 is a refusal, to be remembered: it has no hash, and never is to be had.
 	H1(ctx context.Context, path, version string) (string, error)
 }
 
@@ -191,7 +193,8 @@ func (c *Crawler) known(ctx context.Context, k storage.Key) (*storage.Known, err
 	return known, nil
 }
 
-// refused marks an error that upstream is known to have given.
+// refused marks an error that is upstream's answer, or the checksum database's, and is
+// remembered as one.
 type refused struct{ error }
 
 func (r refused) Unwrap() error { return r.error }
@@ -455,7 +458,19 @@ func (c *Crawler) attempt(ctx context.Context, job *storage.Job) (outcome string
 		}
 	}()
 	defer goproxy.Recover(&err)
+	if err := c.spoolDir(); err != nil {
+		return "", ours(job.Key, err)
+	}
 	return c.fetch(ctx, job)
+}
+
+// spoolDir makes the folder for temporary files again, should something that cleans up
+// have removed it: it is the git hosts' too.
+func (c *Crawler) spoolDir() error {
+	if c.o.TempDir == "" {
+		return nil
+	}
+	return storage.FullDisk(os.MkdirAll(c.o.TempDir, 0o755))
 }
 
 // panicked: not tried again before somebody may have seen it in the log.

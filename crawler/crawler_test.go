@@ -43,6 +43,14 @@ func inBubble(t *testing.T, s interface {
 	})
 }
 
+// runCrawler has it work until stop is called.
+func runCrawler(c *Crawler) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { c.Run(ctx); close(done) }()
+	return sync.OnceFunc(func() { cancel(); <-done })
+}
+
 // source answers as its functions do; what has none is not there.
 type source struct {
 	list    func(ctx context.Context, path string) ([]string, error)

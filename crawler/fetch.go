@@ -20,13 +20,13 @@ import (
 
 // fetch does the work of one job. outcome is "ok", "kept" (somebody else did
 // it), "refused" (upstream has no such thing, or it can't be had; remembered),
-// or "" with an error.
+// or "" with an error, which may pass.
 func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, err error) {
 	k := job.Key
 	m := module.Version{Path: k.Path, Version: k.Query}
 	canonical := goproxy.IsCanonical(k.Path, k.Query)
 	if done, err := c.isDone(ctx, job, canonical); err != nil {
-		return "", err
+		return "", ours(k, err)
 	} else if done {
 		if k.File == storage.FileZip {
 			c.complete(ctx, m) // a crash may have come between the two
@@ -49,18 +49,42 @@ func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, 
 	default:
 		err = goproxy.Errorf(http.StatusBadRequest, "%s: not something that can be fetched", k)
 	}
-	switch goproxy.Status(err) {
-	case http.StatusOK:
+	switch {
+	case err == nil:
 		return "ok", nil
-	case http.StatusNotFound, http.StatusGone, http.StatusForbidden, http.StatusNotImplemented:
+	case isRefused(err):
 		known := &storage.Known{Checked: time.Now().UTC(), RefusedStatus: goproxy.Status(err), Refused: err.Error()}
 		if err := c.ledger.SetKnown(ctx, k, known); err != nil {
-			return "", err
+			return "", ours(k, err)
 		}
 		return "refused", err
+	case isPending(err) && job.Priority == storage.Demand:
+		return "refused", err // for this once: who comes again has it asked for again
 	}
-	return "", err
+	return "", ours(k, err)
 }
+
+// ours is an error that is not upstream's answer as who waits is told it: that a folder or
+// storage says "not found" or "forbidden" is not said of a module. It may pass.
+func ours(k storage.Key, err error) error {
+	switch s := goproxy.Status(err); {
+	case isPending(err):
+		return goproxy.Errorf(http.StatusBadGateway, "%s", err)
+	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusNotFound, s == http.StatusGone, s == http.StatusNotImplemented:
+		return goproxy.Errorf(http.StatusInternalServerError, "%s: %s", k, err) // the cause's status is not to be found in it
+	}
+	return err
+}
+
+// isPending reports that upstream has no such thing yet, and looks for it.
+func isPending(err error) bool {
+	var e *goproxy.Error
+	return errors.As(err, &e) && e.NoStore && isAbsent(err)
+}
+
+// isAbsent reports whether an error says that there is no such thing; one of this
+// machine's file system never does.
+func isAbsent(err error) bool { return errors.Is(err, fs.ErrNotExist) && !isLocal(err) }
 
 // isDone reports whether the job's result is there already: a crash, or another
 // request just before, may have left a job behind that has nothing to do.
@@ -88,44 +112,72 @@ func (c *Crawler) isDone(ctx context.Context, job *storage.Job, canonical bool) 
 	return err == nil, err
 }
 
-// ask asks the origins in their order, as the go command does with GOPROXY.
-// What is not there is upstream's 404 or 410; every other failure is 502 but
-// for the 501 of an origin that is not supported, and keeps what upstream said
-// about coming again. An unsupported origin behind one that said "not found"
-// changes nothing of that but the text: the go command asks for every prefix of
-// a path, and must be told that there is no such module.
-// Source: https://go.dev/ref/mod#goproxy-protocol.
+// off is the name of the origin behind which nobody is asked.
+const off = "off"
+
+// ask asks the origins in their order, as the go command does with GOPROXY, and returns
+// what says most where none has an answer: a failure (502, with what upstream said about
+// coming again) before "not supported" (501), and that before absence (404), so that
+// nothing counts as absent while somebody could not be asked. The last two are refusals;
+// absence while one of them still looks is not. An unsupported origin behind one that said
+// "not found" changes nothing of that but the text: the go command asks for every
+// prefix of a path, and must be told that there is no such module.
+// Sources: https://go.dev/ref/mod#goproxy-protocol, cmd/go/internal/modfetch.TryProxies.
 func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, error) {
 	var none T
-	err := error(goproxy.NotFound("%s: upstream is off", what))
-	for i, o := range c.o.Origins {
-		var v T
-		before := err
-		if v, err = f(o.Source); err == nil {
+	absence := goproxy.NotFound("%s: upstream is off", what)
+	var unsupported, failure error
+	asked, pending := false, false
+	for _, o := range c.o.Origins {
+		v, err := f(o.Source)
+		if err == nil {
 			return v, nil
 		}
-		if i > 0 && goproxy.Status(err) == http.StatusNotImplemented && errors.Is(before, fs.ErrNotExist) {
-			err = goproxy.NotFound("%w (%s: %w)", before, o.Name, err)
-		}
-		absent := errors.Is(err, fs.ErrNotExist)
-		switch s := goproxy.Status(err); {
-		case absent && strings.HasPrefix(err.Error(), "not found: "+what):
-		case absent:
-			err = goproxy.NotFound("%s at %s: %w", what, o.Name, err)
-		case s == http.StatusNotImplemented:
-		default:
+		var cause *goproxy.Error
+		errors.As(err, &cause)
+		absent := isAbsent(err)
+		switch {
+		case isLocal(err):
+			return none, goproxy.Errorf(http.StatusInternalServerError, "%s: %w", what, err)
+		case !absent && goproxy.Status(err) == http.StatusNotImplemented && asked && unsupported == nil && failure == nil:
+			absent = true
+			absence = goproxy.NotFound("%w (%s: %w)", absence, o.Name, err)
+		case !absent && goproxy.Status(err) == http.StatusNotImplemented:
+			unsupported = err
+		case !absent:
 			e := goproxy.Errorf(http.StatusBadGateway, "%s: %s: %w", what, o.Name, err)
-			var cause *goproxy.Error
-			if errors.As(err, &cause) {
+			if cause != nil {
 				e.RetryAfter = cause.RetryAfter
 			}
-			err = e
+			failure = e
+		case strings.HasPrefix(err.Error(), "not found: "+what):
+			absence = goproxy.NotFound("%w", err)
+		default:
+			absence = goproxy.NotFound("%s at %s: %w", what, o.Name, err)
 		}
-		if !absent && !o.AnyError {
+		asked = true
+		pending = pending || absent && cause != nil && cause.NoStore
+		if !absent && !o.AnyError || o.Name == off {
 			break
 		}
 	}
-	return none, err
+	switch {
+	case failure != nil:
+		return none, failure
+	case pending:
+		absence.NoStore = true
+		return none, absence
+	case unsupported != nil:
+		return none, refused{unsupported}
+	}
+	return none, refused{absence}
+}
+
+// isLocal reports an error of this machine's file system.
+func isLocal(err error) bool {
+	var path *fs.PathError
+	var link *os.LinkError
+	return errors.As(err, &path) || errors.As(err, &link)
 }
 
 func (c *Crawler) fetchList(ctx context.Context, k storage.Key) error {
@@ -164,11 +216,11 @@ func (c *Crawler) fetchQuery(ctx context.Context, k storage.Key) error {
 	info, err := ask(c, k.Path+"@"+k.Query, func(s goproxy.Source) (*goproxy.Info, error) {
 		return s.Resolve(ctx, k.Path, k.Query)
 	})
-	if k.Query == goproxy.Latest && (errors.Is(err, fs.ErrNotExist) || goproxy.Status(err) == http.StatusNotImplemented) {
+	if k.Query == goproxy.Latest && (isRefused(err) || isPending(err)) {
 		// Within this job: waiting for another would hold a worker.
 		if found, foundErr := c.latestOfList(ctx, k.Path); foundErr == nil {
 			info, err = found, nil
-		} else if !errors.Is(foundErr, fs.ErrNotExist) {
+		} else if !isAbsent(foundErr) || isPending(foundErr) {
 			err = foundErr
 		}
 	}
@@ -257,7 +309,10 @@ func (c *Crawler) expect(ctx context.Context, path, version string) (verify func
 	return func(h1 string) error {
 		select {
 		case want := <-ch:
-			if want.err != nil || want.h1 == "" || want.h1 == h1 {
+			switch {
+			case goproxy.Status(want.err) == http.StatusForbidden:
+				return refused{want.err}
+			case want.err != nil || want.h1 == "" || want.h1 == h1:
 				return want.err
 			}
 			c.mismatches.Inc()
@@ -296,11 +351,11 @@ func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
 		return storage.FullDisk(err) // where that is why: upstream is well
 	}
 	h1, mod, err := goproxy.CheckZip(m, tmp.Name())
-	if err == nil {
-		err = c.sameMod(ctx, m, mod)
-	}
 	if err != nil {
 		return badAnswer(err)
+	}
+	if err := c.sameMod(ctx, m, mod); err != nil {
+		return err
 	}
 	if err := verifyMod(mod, verifyItsMod); err != nil {
 		return err
@@ -381,7 +436,7 @@ func (c *Crawler) sameMod(ctx context.Context, m module.Version, mod []byte) err
 		return err
 	}
 	if !bytes.Equal(have, mod) {
-		return fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m)
+		return badAnswer(fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m))
 	}
 	return nil
 }

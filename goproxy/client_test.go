@@ -45,3 +45,23 @@ func TestRecover(t *testing.T) {
 		t.Errorf("%d %v", Status(err), err)
 	}
 }
+
+// A server that says "not found" for now says so in Cache-Control.
+func TestNotFoundForNow(t *testing.T) {
+	for cache, want := range map[string]bool{"no-store": true, "no-cache, no-store, max-age=0": true, "public, max-age=60": false, "": false} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Cache-Control", cache)
+			w.WriteHeader(http.StatusNotFound)
+		}))
+		u, err := url.Parse(srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = (&Client{Base: u, HTTP: srv.Client()}).List(t.Context(), "example.com/m")
+		var e *Error
+		if !errors.As(err, &e) || e.Status != 404 || e.NoStore != want {
+			t.Errorf("%q: %+v", cache, err)
+		}
+		srv.Close()
+	}
+}
