@@ -74,7 +74,7 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"--freshness=0s", "", `freshness (flag): "0s"`},
 		{"--freshness=2h", "", `list-max-stale: 1h0m0s is below freshness`},
 		{"--workers=0", "", `workers (flag): "0"`},
-		{"--zip-workers=65", "", `zip-workers: 65 is above workers`},
+		{"--zip-workers=257", "", `zip-workers: 257 is above workers`},
 		{"--cache-max-bytes=big", "", `cache-max-bytes (flag): "big"`},
 		{"--upstream=ftp://x", "", `upstream: "ftp://x"`},
 		{"--upstream=,", "", `upstream: it is empty`},

@@ -334,10 +334,6 @@ func verifyMod(mod []byte, verify func(string) error) error {
 // fetchZip spools the zip to disk, checks all of it, and only then keeps it,
 // with the go.mod file that is in it.
 func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
-	if err := c.zips.Acquire(ctx, 1); err != nil {
-		return err
-	}
-	defer c.zips.Release(1)
 	verify, verifyItsMod := c.expect(ctx, m.Path, m.Version), c.expect(ctx, m.Path, m.Version+"/go.mod")
 	tmp, err := os.CreateTemp(c.o.TempDir, "fetch-")
 	if err != nil {
@@ -379,7 +375,7 @@ func (c *Crawler) complete(ctx context.Context, m module.Version) {
 	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileInfo}
 	job, err := c.ledger.Start(ctx, jobOf(ctx, k, storage.Demand), c.workerName(), c.o.Lease)
 	if err == nil && job != nil {
-		err = c.run(ctx, job)
+		err = c.run(ctx, job, nil)
 	}
 	if err != nil {
 		c.o.Log.Warn("a version is not complete", "version", m.String(), "err", err)

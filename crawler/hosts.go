@@ -58,7 +58,8 @@ type host struct {
 const (
 	openAtMost    = 30 * time.Second
 	pauseAtMost   = 10 * time.Minute // however long a host asks for
-	slotWait      = 10 * time.Second
+	slotWait      = time.Minute      // clients wait less: the setting fetch-timeout
+	slotWaitAhead = 10 * time.Second
 	maxHosts      = 10_000
 	maxHostLabels = 100
 )
@@ -159,7 +160,11 @@ func (t *host) enter(ctx context.Context) (release func(), err error) {
 	if err := t.open(time.Now(), false); err != nil {
 		return nil, err
 	}
-	wait, cancel := context.WithTimeout(ctx, slotWait)
+	most := slotWait
+	if fleet.CallOf(ctx).Background {
+		most = slotWaitAhead
+	}
+	wait, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	var taken []*semaphore.Weighted
 	release = sync.OnceFunc(func() {
