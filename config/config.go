@@ -99,7 +99,7 @@ type Config struct {
 	ListWait           time.Duration `key:"list-wait" default:"2s" help:"How long a request waits for the refresh of a list older than list-max-stale."`
 	FetchTimeout       time.Duration `key:"fetch-timeout" default:"50s" help:"How long a request waits for a fetch, which goes on behind."`
 	FetchTimeoutStatus int           `key:"fetch-timeout-status" default:"504" help:"The answer then: 504, or 404 as the public mirror does, which sends clients with ,direct on."`
-	UpstreamTimeout    time.Duration `key:"upstream-timeout" default:"30s" help:"How long upstream may take to answer, and to pause in a body."`
+	UpstreamTimeout    time.Duration `key:"upstream-timeout" default:"30s" help:"How long upstream may take to answer, to pause in a body, and to send one at less than 8 KiB/s."`
 
 	RefreshAhead    time.Duration `key:"refresh-ahead" default:"72h" zero:"true" help:"For so long after a version list was last asked for, the crawler looks at it again before it is older than list-max-stale; 0s: never."`
 	CrawlIndex      List          `key:"crawl-index" help:"Index feeds that the crawler follows: URLs of servers with /index (another athensctl, the public index). What they announce is fetched ahead of demand."`

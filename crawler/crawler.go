@@ -505,7 +505,13 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job, enter func(context.
 	}
 	if err == nil {
 		c.busy.Add(1)
-		outcome, err = c.attempt(fetchCtx, job)
+		most := atMost(job.Key.File)
+		attemptCtx, stop := context.WithTimeout(fetchCtx, most)
+		outcome, err = c.attempt(attemptCtx, job)
+		if attemptCtx.Err() != nil && jobCtx.Err() == nil && err != nil && outcome == "" {
+			err = goproxy.Errorf(http.StatusGatewayTimeout, "%s: given up after %v: %w", job.Key, most, err)
+		}
+		stop()
 		c.busy.Add(-1)
 	}
 	lost := context.Cause(jobCtx)
@@ -528,6 +534,7 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job, enter func(context.
 	case isNotSent(err) && time.Since(job.Created) < giveUpAfter:
 		outcome = "held"
 		job.Attempts-- // it was none
+		job.Parked = job.Attempts >= c.o.Attempts
 		ended = c.ledger.Retry(endCtx, job, heldFor(job, err), err)
 	case outcome == "refused":
 		ended = c.ledger.Done(endCtx, job, err)
@@ -555,6 +562,19 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job, enter func(context.
 		c.o.Log.Debug("fetch", "job", job.Key.String(), "outcome", outcome)
 	}
 	return err
+}
+
+// atMost is how long one attempt may take, whatever upstream does meanwhile. A git host's
+// .info and go.mod file may need a fetch of all of a commit. A zip of the largest size
+// that there may be needs 300 KB/s for that.
+func atMost(f storage.File) time.Duration {
+	switch f {
+	case storage.FileList:
+		return 2 * time.Minute
+	case storage.FileZip:
+		return 30 * time.Minute
+	}
+	return 5 * time.Minute
 }
 
 // attempt is fetch, whatever it meets: one upstream's bytes must not end a crawler, and

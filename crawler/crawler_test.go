@@ -140,3 +140,59 @@ func TestPanic(t *testing.T) {
 type verifierFunc func() (string, error)
 
 func (f verifierFunc) H1(context.Context, string, string) (string, error) { return f() }
+
+// An upstream that never answers takes a worker for some minutes, not for ever: with every
+// worker taken, and every client gone, the crawler is back by itself.
+func TestUpstreamHangs(t *testing.T) {
+	hang := func(ctx context.Context, host string) error {
+		if !strings.HasPrefix(host, "hangs") {
+			return nil
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	o := options(source{
+		list:    func(ctx context.Context, path string) ([]string, error) { return []string{"v1.0.0"}, hang(ctx, path) },
+		resolve: func(ctx context.Context, path, _ string) error { return hang(ctx, path) },
+		mod:     func(ctx context.Context, m module.Version) error { return hang(ctx, m.Path) },
+		zip:     func(ctx context.Context, m module.Version) error { return hang(ctx, m.Path) },
+	})
+	o.Workers, o.ZipWorkers, o.Attempts = 2, 1, 1
+	s := memory.New(20_000, nil)
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		m := module.Version{Path: "hangs.example/m", Version: "v1.0.0"}
+		for what, f := range map[time.Duration]func() error{
+			2 * time.Minute:  func() error { _, err := c.List(t.Context(), m.Path); return err },
+			5 * time.Minute:  func() error { _, err := c.Mod(t.Context(), m); return err },
+			30 * time.Minute: func() error { _, err := c.Zip(t.Context(), m); return err },
+		} {
+			began := time.Now()
+			if err := f(); goproxy.Status(err) != 504 || !strings.Contains(err.Error(), "given up after "+what.String()) || time.Since(began) != what {
+				t.Errorf("after %v: %d %v", time.Since(began), goproxy.Status(err), err)
+			}
+		}
+		jobs, err := s.Jobs(t.Context(), 10)
+		if err != nil || len(jobs) != 3 {
+			t.Errorf("jobs %+v, %v", jobs, err)
+		}
+		for _, j := range jobs {
+			if !j.Parked {
+				t.Errorf("not parked: %+v", j)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for _, host := range []string{"hangs1.example", "hangs2.example", "hangs3.example"} {
+			asks(ctx, &wg, 1, func(ctx context.Context, i int) { c.List(ctx, host+"/m") })
+		}
+		wg.Wait()
+		one, stop := context.WithTimeout(ctx, 50*time.Second)
+		defer stop()
+		if _, err := c.List(one, "example.com/m"); err == nil {
+			t.Error("no worker is taken")
+		}
+		time.Sleep(2 * time.Hour)
+		promptly(t, "two hours later a list", func() error { _, err := c.List(t.Context(), "example.com/m2"); return err })
+		cancel()
+	})
+}

@@ -1,6 +1,7 @@
 package crawler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,10 @@ type HostOptions struct {
 	Connections int     // requests at once; those ahead of demand have half of them
 	Rate        float64 // requests a second; 0: as many as come
 	Failures    int     // in a row, after which nothing is sent for a time; 0: never
-	Metrics     prometheus.Registerer
+	// Timeout is the longest pause in a body, and how long one may be slower than 8 KiB/s;
+	// 0: 30 s.
+	Timeout time.Duration
+	Metrics prometheus.Registerer
 }
 
 // Hosts is what the crawler knows of the hosts that it asks: each has its own bounds,
@@ -44,9 +48,10 @@ type Hosts struct {
 type host struct {
 	slots, ahead *semaphore.Weighted
 	limit        *rate.Limiter
-	label        string
+	name, label  string
 	received     prometheus.Counter
 	most         int // failures; 0: any number
+	timeout      time.Duration
 
 	mu       sync.Mutex
 	failures int // in a row
@@ -88,7 +93,7 @@ func (h *Hosts) get(name string) *host {
 			clear(h.hosts) // what was known of them is learned again
 		}
 		n := int64(max(1, h.o.Connections))
-		t = &host{slots: semaphore.NewWeighted(n), ahead: semaphore.NewWeighted(max(1, n/2)), label: name, most: h.o.Failures}
+		t = &host{slots: semaphore.NewWeighted(n), ahead: semaphore.NewWeighted(max(1, n/2)), name: name, label: name, most: h.o.Failures, timeout: cmp.Or(h.o.Timeout, 30*time.Second)}
 		if h.o.Rate > 0 {
 			t.limit = rate.NewLimiter(rate.Limit(h.o.Rate), max(1, int(h.o.Rate)))
 		}
@@ -121,13 +126,15 @@ func (h *Hosts) Wrap(next http.RoundTripper) http.RoundTripper {
 			h.requests.WithLabelValues(t.label, "held").Inc()
 			return nil, err
 		}
-		resp, err := next.RoundTrip(req)
+		ctx, cancel := context.WithCancelCause(req.Context())
+		resp, err := next.RoundTrip(req.WithContext(ctx))
 		h.requests.WithLabelValues(t.label, t.ended(req.Context(), resp, err, time.Now())).Inc()
 		if err != nil {
+			cancel(nil)
 			release()
 			return nil, err
 		}
-		resp.Body = &heldBody{ReadCloser: resp.Body, release: release, received: t.received}
+		resp.Body = newHeldBody(resp.Body, t, ctx, cancel, release)
 		return resp, nil
 	})
 }
@@ -136,22 +143,57 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
-// heldBody gives the host's slot back when it is closed.
+// bodyRate is what a host has to send, once it has begun to answer: bytes a second, on
+// average, after HostOptions.Timeout.
+const bodyRate = 8 << 10
+
+// heldBody gives the host's slot back when it is closed, and is cut when it comes too
+// slowly. What its reader does between two Reads does not count.
 type heldBody struct {
 	io.ReadCloser
-	release  func()
-	received prometheus.Counter
+	host    *host
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	release func()
+	timer   *time.Timer
+	spent   time.Duration // waiting for it
+	bytes   int64
 }
 
+func newHeldBody(r io.ReadCloser, t *host, ctx context.Context, cancel context.CancelCauseFunc, release func()) *heldBody {
+	b := &heldBody{ReadCloser: r, host: t, ctx: ctx, cancel: cancel, release: release}
+	b.timer = time.AfterFunc(t.timeout, func() { cancel(errSlow) })
+	b.timer.Stop() // it runs only while a Read waits
+	return b
+}
+
+// errSlow is why a body was cut.
+var errSlow = errors.New("the answer comes too slowly")
+
 func (b *heldBody) Read(p []byte) (int, error) {
+	left := b.host.timeout + time.Duration(float64(b.bytes)/bodyRate*float64(time.Second)) - b.spent
+	began := time.Now()
+	b.timer.Reset(min(left, b.host.timeout))
 	n, err := b.ReadCloser.Read(p)
-	b.received.Add(float64(n))
+	b.timer.Stop()
+	b.spent += time.Since(began)
+	b.bytes += int64(n)
+	b.host.received.Add(float64(n))
+	if err != nil && err != io.EOF && context.Cause(b.ctx) == errSlow {
+		err = goproxy.Errorf(http.StatusBadGateway, "%s: %w: %d bytes in %v", b.host.name, errSlow, b.bytes, b.spent.Round(time.Second))
+		b.host.mu.Lock()
+		defer b.host.mu.Unlock()
+		b.host.failed(time.Now(), err.Error())
+	}
 	return n, err
 }
 
 func (b *heldBody) Close() error {
+	b.timer.Stop()
 	b.release()
-	return b.ReadCloser.Close()
+	err := b.ReadCloser.Close()
+	b.cancel(nil)
+	return err
 }
 
 // enter waits for a place among the host's requests. The function it returns gives it
@@ -179,14 +221,14 @@ func (t *host) enter(ctx context.Context) (release func(), err error) {
 	for _, s := range sems {
 		if s.Acquire(wait, 1) != nil {
 			release()
-			return nil, held(ctx, time.Second, "%s: too many requests wait for it", t.label)
+			return nil, held(ctx, time.Second, "%s: too many requests wait for it", t.name)
 		}
 		taken = append(taken, s)
 	}
 	if t.limit != nil {
 		if t.limit.Wait(wait) != nil {
 			release()
-			return nil, held(ctx, time.Second, "%s: too many requests a second are wanted of it", t.label)
+			return nil, held(ctx, time.Second, "%s: too many requests a second are wanted of it", t.name)
 		}
 	}
 	// It may have failed, or asked for a pause, in the meantime.
@@ -209,11 +251,11 @@ func (t *host) open(now time.Time, sends bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if left := t.until.Sub(now); left > 0 {
-		return held(context.Background(), max(time.Second, left), "%s: nothing is sent for %v: %s", t.label, left.Round(time.Second), t.why)
+		return held(context.Background(), max(time.Second, left), "%s: nothing is sent for %v: %s", t.name, left.Round(time.Second), t.why)
 	}
 	if t.most > 0 && t.failures >= t.most {
 		if t.probing {
-			return held(context.Background(), time.Second, "%s: it is being tried whether it is back: %s", t.label, t.why)
+			return held(context.Background(), time.Second, "%s: it is being tried whether it is back: %s", t.name, t.why)
 		}
 		t.probing = sends
 	}
