@@ -475,7 +475,7 @@ func (c *Crawler) enterClaimed(ctx context.Context, job *storage.Job) (leave fun
 	}
 	turn, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	leaveGates, err := c.enter(turn, job.Key, job.Priority)
+	leaveGates, err := c.enter(turn, job.Key, c.priority(job))
 	if err != nil {
 		unclaim()
 		return nil, held(ctx, time.Second, "%s: others of the same host were fetched for %v", job.Key, wait)
@@ -492,7 +492,7 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job, enter func(context.
 	var beat sync.WaitGroup
 	beat.Go(func() { c.heartbeat(jobCtx, cancel, job) })
 	fetchCtx := jobCtx
-	if job.Priority != storage.Demand {
+	if c.priority(job) != storage.Demand {
 		fetchCtx = fleet.WithBackground(jobCtx)
 	}
 	var outcome string
@@ -609,13 +609,21 @@ func panicked(err error) bool {
 	return errors.As(err, &p)
 }
 
+// priority is Ahead, too, for a job that was parked: nobody waits for that.
+func (c *Crawler) priority(job *storage.Job) storage.Priority {
+	if job.Attempts > c.o.Attempts {
+		return storage.Ahead
+	}
+	return job.Priority
+}
+
 // trace begins the span of an attempt: in the trace of who may be waiting for it. One
 // that nobody waits for, ahead of demand or of a job that was parked, begins a trace of
 // its own, with a link to where the job comes from.
 func (c *Crawler) trace(ctx context.Context, job *storage.Job) (context.Context, trace.Span) {
 	from := tracing.WithParent(ctx, job.Trace)
 	o := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer)}
-	if job.Priority == storage.Demand && job.Attempts <= c.o.Attempts {
+	if c.priority(job) == storage.Demand {
 		ctx = from
 	} else if o = append(o, trace.WithNewRoot()); job.Trace != "" {
 		o = append(o, trace.WithLinks(trace.LinkFromContext(from)))
