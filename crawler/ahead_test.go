@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -614,4 +615,135 @@ func TestHostsApart(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+}
+
+// watchedLedger counts what is claimed, and fails where it is told to.
+type watchedLedger struct {
+	*memory.Store
+	claims  atomic.Int64
+	enqueue func(k storage.Key) error
+}
+
+func (l *watchedLedger) Claim(ctx context.Context, worker string, lease time.Duration) (*storage.Job, error) {
+	j, err := l.Store.Claim(ctx, worker, lease)
+	if j != nil {
+		l.claims.Add(1)
+	}
+	return j, err
+}
+
+func (l *watchedLedger) Enqueue(ctx context.Context, j storage.Job) (bool, error) {
+	if l.enqueue != nil {
+		if err := l.enqueue(j.Key); err != nil {
+			return false, err
+		}
+	}
+	return l.Store.Enqueue(ctx, j)
+}
+
+// What the queue does not take is not passed over: the page is begun again, until it has
+// it. What the queue would never take is.
+func TestFollowEnqueueFails(t *testing.T) {
+	u := newUpstream()
+	var entries []storage.IndexEntry
+	var pages atomic.Int64
+	fails := 0
+	s := &watchedLedger{Store: memory.New(0, nil), enqueue: func(k storage.Key) error {
+		switch {
+		case k.Path == "example.com/b":
+			if fails++; fails <= 2 {
+				return goproxy.Errorf(502, "an ingress restarts")
+			}
+		case k.Path == "example.com/c":
+			return goproxy.Errorf(400, "bad request")
+		}
+		return nil
+	}}
+	o := options(u)
+	o.Ahead = Ahead{Poll: time.Second, Parallel: 1, Since: time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC)}
+	o.Ahead.Feeds = []Feed{{Name: "feed", Index: func(ctx context.Context, since time.Time, limit int) ([]storage.IndexEntry, error) {
+		return feedOf(entries, &pages).Index(ctx, since, limit)
+	}}}
+	for i, p := range []string{"example.com/a", "example.com/b", "example.com/c", "example.com/d"} {
+		u.add(p, "v1.0.0")
+		entries = append(entries, storage.IndexEntry{Path: p, Version: "v1.0.0", Timestamp: time.Date(1999, 12, 1, 0, 0, i, 0, time.UTC)})
+	}
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		time.Sleep(5 * time.Minute)
+		if have := complete(t, s.Store); have["example.com/a@v1.0.0"] != 1 || have["example.com/b@v1.0.0"] != 1 || have["example.com/d@v1.0.0"] != 1 || fails != 3 {
+			t.Errorf("kept: %v; b was refused %d times", have, fails-1)
+		}
+		if n := u.count("example.com/a@v1.0.0.zip"); n != 1 {
+			t.Errorf("a was fetched %d times", n)
+		}
+	})
+}
+
+// The outage of a host that a feed is full of costs little, fills no queue, holds up no
+// request for another, and is made good when it is over.
+func TestFollowOutage(t *testing.T) {
+	var back atomic.Bool
+	hosts := NewHosts(HostOptions{Connections: 32, Failures: 10})
+	client := &http.Client{Transport: hosts.Wrap(answering(func(req *http.Request) (func([]byte) (int, error), error) {
+		if req.URL.Host == "dead.example" && !back.Load() {
+			return nil, errors.New("connection refused")
+		}
+		var text io.Reader = strings.NewReader("v1.0.0\n")
+		if m, ok := strings.CutSuffix(req.URL.Path, "/@v/v1.0.0.zip"); ok {
+			text = bytes.NewReader(zipOf(module.Version{Path: strings.TrimPrefix(m, "/"), Version: "v1.0.0"}))
+		} else if strings.HasSuffix(req.URL.Path, ".info") {
+			text = bytes.NewReader(infoOf("v1.0.0"))
+		}
+		return text.Read, nil
+	}))}
+	at := func(path string) *goproxy.Client {
+		host, _, _ := strings.Cut(path, "/")
+		return &goproxy.Client{Base: &url.URL{Scheme: "https", Host: host}, HTTP: client}
+	}
+	o := options(hostSource(at))
+	var entries []storage.IndexEntry
+	var pages atomic.Int64
+	for i := range 1500 {
+		entries = append(entries, storage.IndexEntry{Path: fmt.Sprintf("dead.example/m%04d", i), Version: "v1.0.0", Timestamp: time.Date(1999, 12, 31, 0, 0, 0, i, time.UTC)})
+	}
+	o.Ahead = Ahead{Poll: time.Minute, Parallel: 8, Since: time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC), Feeds: []Feed{feedOf(entries, &pages)}}
+	s := &watchedLedger{Store: memory.New(1000, nil)} // full in two minutes, were there no end to it
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		time.Sleep(10 * time.Minute)
+		q, err := s.Queue(t.Context())
+		if err != nil || q.Jobs > 200 {
+			t.Errorf("after 10 minutes: %+v, %v", q, err)
+		}
+		before := s.claims.Load()
+		time.Sleep(time.Minute)
+		if n := s.claims.Load() - before; n > 100 {
+			t.Errorf("%d jobs were claimed in a minute, with %d in the queue", n, q.Jobs)
+		}
+		promptly(t, "a list of another host", func() error { _, err := c.List(t.Context(), "fast.example/m"); return err })
+		back.Store(true)
+		time.Sleep(time.Hour)
+		if have := complete(t, s.Store); len(have) != 1500 {
+			q, _ := s.Queue(t.Context())
+			t.Errorf("an hour after the outage %d of 1500 versions are kept; %+v", len(have), q)
+		}
+	})
+}
+
+// hostSource asks the host that the path names.
+type hostSource func(path string) *goproxy.Client
+
+func (h hostSource) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
+	return h(path).List(ctx, path)
+}
+
+func (h hostSource) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
+	return h(path).Resolve(ctx, path, query)
+}
+
+func (h hostSource) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	return h(m.Path).Mod(ctx, m)
+}
+
+func (h hostSource) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	return h(m.Path).Zip(ctx, m)
 }

@@ -117,7 +117,7 @@ const off = "off"
 
 // ask asks the origins in their order, as the go command does with GOPROXY, and returns
 // what says most where none has an answer: a failure (502, with what upstream said about
-// coming again) before "not supported" (501), and that before absence (404), so that
+// coming again; 503 where it was not asked, for its host's bounds) before "not supported" (501), and that before absence (404), so that
 // nothing counts as absent while somebody could not be asked. The last two are refusals;
 // absence while one of them still looks is not. An unsupported origin behind one that said
 // "not found" changes nothing of that but the text: the go command asks for every
@@ -148,6 +148,9 @@ func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, 
 			e := goproxy.Errorf(http.StatusBadGateway, "%s: %s: %w", what, o.Name, err)
 			if cause != nil {
 				e.RetryAfter = cause.RetryAfter
+			}
+			if isNotSent(err) {
+				e.Status = http.StatusServiceUnavailable // a bound was hit
 			}
 			failure = e
 		case strings.HasPrefix(err.Error(), "not found: "+what):
@@ -374,7 +377,10 @@ func (c *Crawler) complete(ctx context.Context, m module.Version) {
 	}
 	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileInfo}
 	job, err := c.ledger.Start(ctx, jobOf(ctx, k, storage.Demand), c.workerName(), c.o.Lease)
-	if err == nil && job != nil {
+	switch {
+	case errors.Is(err, storage.ErrQueueFull):
+		err = c.fetchInfo(ctx, m) // without a job: nobody would ever make another
+	case err == nil && job != nil:
 		err = c.run(ctx, job, nil)
 	}
 	if err != nil {

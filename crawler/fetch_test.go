@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -273,10 +274,11 @@ func (s *refusingStore) Put(context.Context, module.Version, storage.Files) erro
 // Upstream has not got it yet, and says so (404, no-store): that is told, not remembered,
 // and asked again by the next who comes; what a feed names is tried again.
 func TestPending(t *testing.T) {
-	asked, found := 0, false
+	var asked atomic.Int64
+	var found atomic.Bool
 	o := options(source{
 		mod: func(context.Context, module.Version) error {
-			if asked++; found {
+			if asked.Add(1); found.Load() {
 				return nil
 			}
 			return &goproxy.Error{Status: 404, Message: "not found: fetch timed out", NoStore: true}
@@ -287,8 +289,8 @@ func TestPending(t *testing.T) {
 	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
 		m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
 		for i := range 2 {
-			if _, err := c.Mod(t.Context(), m); !isPending(err) || !strings.Contains(err.Error(), "fetch timed out") || asked != i+1 {
-				t.Errorf("asked %d times: %v", asked, err)
+			if _, err := c.Mod(t.Context(), m); !isPending(err) || !strings.Contains(err.Error(), "fetch timed out") || asked.Load() != int64(i+1) {
+				t.Errorf("asked %d times: %v", asked.Load(), err)
 			}
 		}
 		k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileMod}
@@ -307,10 +309,10 @@ func TestPending(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(3 * time.Minute)
-		if jobs, err := s.Jobs(t.Context(), 1); err != nil || len(jobs) != 1 || jobs[0].LastStatus != 502 || asked < 4 {
-			t.Errorf("asked %d times; jobs %+v, %v", asked, jobs, err)
+		if jobs, err := s.Jobs(t.Context(), 1); err != nil || len(jobs) != 1 || jobs[0].LastStatus != 502 || asked.Load() < 4 {
+			t.Errorf("asked %d times; jobs %+v, %v", asked.Load(), jobs, err)
 		}
-		found = true
+		found.Store(true)
 		time.Sleep(10 * time.Minute)
 		if _, err := s.Mod(t.Context(), m); err != nil {
 			t.Errorf("after it was found: %v", err)
