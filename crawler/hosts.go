@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -39,8 +40,9 @@ type Hosts struct {
 	requests *prometheus.CounterVec
 	received *prometheus.CounterVec
 
-	mu    sync.Mutex
-	hosts map[string]*host
+	mu     sync.Mutex
+	hosts  map[string]*host
+	labels map[string]bool // the hosts that metrics name
 }
 
 // host is one host. After some failures in a row nothing is sent for a time (the
@@ -52,6 +54,7 @@ type host struct {
 	received     prometheus.Counter
 	most         int // failures; 0: any number
 	timeout      time.Duration
+	users        int // requests, under Hosts.mu: while there are any it is not forgotten
 
 	mu       sync.Mutex
 	failures int // in a row
@@ -71,7 +74,7 @@ const (
 
 // NewHosts returns no hosts yet.
 func NewHosts(o HostOptions) *Hosts {
-	h := &Hosts{o: o, hosts: map[string]*host{}, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+	h := &Hosts{o: o, hosts: map[string]*host{}, labels: map[string]bool{}, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "athensctl_host_requests_total",
 		Help: "Requests to hosts on the internet, by host (the first 100, then other) and outcome (ok, refused: 4xx; limited: 429, 503 and spent rate limits; failed: other 5xx and no answer; held: not sent, for the host's bounds).",
 	}, []string{"host", "outcome"}), received: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -84,26 +87,65 @@ func NewHosts(o HostOptions) *Hosts {
 	return h
 }
 
-func (h *Hosts) get(name string) *host {
+// get returns a host that is not forgotten before done.
+func (h *Hosts) get(name string) (t *host, done func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	t := h.hosts[name]
+	t = h.hosts[name]
 	if t == nil {
 		if len(h.hosts) >= maxHosts {
-			clear(h.hosts) // what was known of them is learned again
+			h.forget(time.Now())
 		}
 		n := int64(max(1, h.o.Connections))
 		t = &host{slots: semaphore.NewWeighted(n), ahead: semaphore.NewWeighted(max(1, n/2)), name: name, label: name, most: h.o.Failures, timeout: cmp.Or(h.o.Timeout, 30*time.Second)}
 		if h.o.Rate > 0 {
 			t.limit = rate.NewLimiter(rate.Limit(h.o.Rate), max(1, int(h.o.Rate)))
 		}
-		if len(h.hosts) >= maxHostLabels {
+		if len(h.labels) < maxHostLabels {
+			h.labels[name] = true
+		}
+		if !h.labels[name] {
 			t.label = "other"
 		}
 		t.received = h.received.WithLabelValues(t.label)
 		h.hosts[name] = t
 	}
-	return t
+	t.users++
+	return t, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		t.users--
+	}
+}
+
+// forget makes room: for those of which there is nothing to know, which are learned again.
+// Where each asks for a pause, as somebody's thousands of hosts may, it is a tenth: those
+// whose pauses end first.
+func (h *Hosts) forget(now time.Time) {
+	type pause struct {
+		name  string
+		until time.Time
+	}
+	var paused []pause
+	for name, t := range h.hosts {
+		t.mu.Lock()
+		until := t.until
+		t.mu.Unlock()
+		switch {
+		case t.users > 0:
+		case until.After(now):
+			paused = append(paused, pause{name, until})
+		default:
+			delete(h.hosts, name)
+		}
+	}
+	if len(h.hosts) < maxHosts {
+		return
+	}
+	slices.SortFunc(paused, func(a, b pause) int { return a.until.Compare(b.until) })
+	for _, p := range paused[:(len(paused)+9)/10] {
+		delete(h.hosts, p.name)
+	}
 }
 
 // notSent is the error of a request that was not sent, for the host's bounds: a 503.
@@ -120,12 +162,14 @@ func isNotSent(err error) bool {
 // Wrap keeps the bounds of each host for the requests that go through next.
 func (h *Hosts) Wrap(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(req *http.Request) (*http.Response, error) {
-		t := h.get(req.URL.Host)
-		release, err := t.enter(req.Context())
+		t, done := h.get(req.URL.Host)
+		leave, err := t.enter(req.Context())
 		if err != nil {
+			done()
 			h.requests.WithLabelValues(t.label, "held").Inc()
 			return nil, err
 		}
+		release := sync.OnceFunc(func() { leave(); done() })
 		ctx, cancel := context.WithCancelCause(req.Context())
 		resp, err := next.RoundTrip(req.WithContext(ctx))
 		h.requests.WithLabelValues(t.label, t.ended(req.Context(), resp, err, time.Now())).Inc()
@@ -268,7 +312,7 @@ func (t *host) ended(ctx context.Context, resp *http.Response, err error, now ti
 	defer t.mu.Unlock()
 	t.probing = false
 	if err != nil {
-		if ctx.Err() == nil { // else it is who asked that left
+		if !errors.Is(ctx.Err(), context.Canceled) { // which is who asked that left; a time that is over is the host's
 			t.failed(now, err.Error())
 		}
 		return "failed"

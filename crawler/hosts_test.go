@@ -3,6 +3,7 @@ package crawler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -98,8 +99,8 @@ func TestSlowBody(t *testing.T) {
 		})
 	}
 	h := NewHosts(HostOptions{Connections: 1, Timeout: 2 * time.Minute})
-	if got := h.get("a.example").timeout; got != 2*time.Minute {
-		t.Errorf("a timeout of 2 minutes is %v", got)
+	if a, _ := h.get("a.example"); a.timeout != 2*time.Minute {
+		t.Errorf("a timeout of 2 minutes is %v", a.timeout)
 	}
 }
 
@@ -126,6 +127,109 @@ func TestHeldBodyCancelled(t *testing.T) {
 		resp.Body.Close()
 		if _, err := client.Get("https://a.example/"); err != nil {
 			t.Errorf("the next request: %v", err)
+		}
+	})
+}
+
+// A host that does not answer before the time for the request is over has failed; not one
+// that the caller did not wait for.
+func TestCircuitOfHangingHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, cancels := range []bool{false, true} {
+			asked := 0
+			client := &http.Client{Transport: NewHosts(HostOptions{Connections: 4, Failures: 3}).Wrap(answering(func(req *http.Request) (func([]byte) (int, error), error) {
+				asked++
+				<-req.Context().Done()
+				return nil, req.Context().Err()
+			}))}
+			for range 20 {
+				ctx, stop := context.WithTimeout(t.Context(), 30*time.Second)
+				if cancels {
+					ctx, stop = context.WithCancel(t.Context())
+					time.AfterFunc(30*time.Second, stop)
+				}
+				req, err := http.NewRequestWithContext(ctx, "GET", "https://hangs.example/", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := client.Do(req); err == nil {
+					t.Error("no error")
+				}
+				stop()
+			}
+			if cancels && asked != 20 || !cancels && asked > 5 {
+				t.Errorf("cancelled %v: asked %d times of 20", cancels, asked)
+			}
+		}
+	})
+}
+
+// However many hosts there are, a host's pause is kept, and so is one that is being asked.
+func TestManyHosts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ended := make(chan struct{})
+		h := NewHosts(HostOptions{Connections: 1, Failures: 1})
+		client := &http.Client{Transport: h.Wrap(roundTripper(func(req *http.Request) (*http.Response, error) {
+			resp := &http.Response{StatusCode: 200, Header: http.Header{}, Body: http.NoBody, Request: req}
+			switch host, _, _ := strings.Cut(req.URL.Host, "."); {
+			case host == "busy":
+				<-ended
+			case host == "paused":
+				resp.StatusCode = 429
+				resp.Header.Set("Retry-After", "600")
+			case host == "broken":
+				return nil, errors.New("connection refused")
+			case strings.HasPrefix(host, "rude"):
+				resp.StatusCode = 429
+				resp.Header.Set("Retry-After", "300")
+			}
+			return resp, nil
+		}))}
+		get := func(host string) error {
+			resp, err := client.Get("https://" + host + "/")
+			if err == nil {
+				resp.Body.Close()
+			}
+			return err
+		}
+		done := make(chan error)
+		go func() { done <- get("busy.example") }()
+		synctest.Wait()
+		get("paused.example")
+		for _, kind := range []string{"plain", "rude"} {
+			get("broken.example") // its circuit is open for a second
+			for i := range maxHosts + 100 {
+				if err := get(fmt.Sprintf("%s%d.example", kind, i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := len(h.hosts); n > maxHosts {
+				t.Errorf("%s: %d hosts are remembered", kind, n)
+			}
+			if err := get("paused.example"); !isNotSent(err) {
+				t.Errorf("%s: the pause is forgotten: %v", kind, err)
+			}
+			if kind == "plain" && !isNotSent(get("broken.example")) {
+				t.Errorf("%s: the circuit is forgotten", kind)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			req, _ := http.NewRequestWithContext(ctx, "GET", "https://busy.example/", nil)
+			if _, err := client.Do(req); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s: a second request to a host with one connection: %v", kind, err)
+			}
+			cancel()
+		}
+		close(ended)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if n := len(h.labels); n != maxHostLabels {
+			t.Errorf("%d labels", n)
+		}
+		for name, host := range h.hosts {
+			if host.users != 0 {
+				t.Errorf("%s has %d users", name, host.users)
+			}
 		}
 	})
 }
