@@ -534,6 +534,9 @@ func (c *Config) validate() (errs []error) {
 	if c.ListMaxStale < c.Freshness {
 		bad("list-max-stale", "%v is below freshness, %v", c.ListMaxStale, c.Freshness)
 	}
+	if c.JobLease < time.Second {
+		bad("job-lease", "%v is below 1s", c.JobLease)
+	}
 	if c.ZipWorkers > c.Workers {
 		bad("zip-workers", "%d is above workers, %d", c.ZipWorkers, c.Workers)
 	}

@@ -74,6 +74,7 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"--freshness=0s", "", `freshness (flag): "0s"`},
 		{"--freshness=2h", "", `list-max-stale: 1h0m0s is below freshness`},
 		{"--workers=0", "", `workers (flag): "0"`},
+		{"--job-lease=2ns", "", `job-lease: 2ns is below 1s`},
 		{"--zip-workers=257", "", `zip-workers: 257 is above workers`},
 		{"--cache-max-bytes=big", "", `cache-max-bytes (flag): "big"`},
 		{"--upstream=ftp://x", "", `upstream: "ftp://x"`},
