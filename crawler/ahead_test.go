@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -427,7 +428,7 @@ func TestRefresher(t *testing.T) {
 	var gaps []time.Duration
 	for range 8 {
 		now = r.lists["a"].next
-		if got := r.due(now, 100*time.Hour, 10); !slices.Equal(got, []string{"a"}) {
+		if got := r.due(now, 100*time.Hour); !slices.Equal(got, []string{"a"}) {
 			t.Fatalf("due: %v", got)
 		}
 		r.looked("a", now, []string{"v1.0.0"}, least, most)
@@ -440,7 +441,7 @@ func TestRefresher(t *testing.T) {
 	if gap := r.lists["a"].next.Sub(now); gap != least {
 		t.Errorf("a list that has changed: %v", gap)
 	}
-	if got := r.due(now.Add(101*time.Hour), 100*time.Hour, 10); len(got) != 0 || len(r.lists) != 0 {
+	if got := r.due(now.Add(101*time.Hour), 100*time.Hour); len(got) != 0 || len(r.lists) != 0 {
 		t.Errorf("a list that nobody asks for: %v, %v", got, r.lists)
 	}
 }
@@ -746,4 +747,99 @@ func (h hostSource) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, e
 
 func (h hostSource) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
 	return h(m.Path).Zip(ctx, m)
+}
+
+// lateLedger does what it is asked, and then fails: its answer was lost.
+type lateLedger struct {
+	*memory.Store
+	lost int // of so many answers
+}
+
+func (l *lateLedger) CompareAndSwap(ctx context.Context, key string, old, new []byte) error {
+	err := l.Store.CompareAndSwap(ctx, key, old, new)
+	if err == nil && l.lost > 0 {
+		l.lost--
+		return goproxy.Errorf(504, "storage does not answer")
+	}
+	return err
+}
+
+// A write of a cursor that was made though its answer was lost is its holder's own.
+func TestCursorAnswerLost(t *testing.T) {
+	s := &lateLedger{Store: memory.New(0, nil)}
+	cu := &cursor[int]{ledger: s, key: "k", holder: "a"}
+	err := cu.hold(t.Context(), func(ctx context.Context) error {
+		for i := 1; i <= 3; i++ {
+			s.lost = i - 1
+			for range i - 1 {
+				if err := cu.move(ctx, i); goproxy.Status(err) != 504 {
+					t.Errorf("an answer is lost: %v", err)
+				}
+			}
+			if err := cu.move(ctx, i); err != nil {
+				t.Errorf("after %d lost answers: %v", i-1, err)
+			}
+		}
+		// Another's is not.
+		raw, err := s.Load(ctx, "k")
+		if err != nil || !bytes.Contains(raw, []byte(`"At":3`)) {
+			t.Errorf("%s, %v", raw, err)
+		}
+		if err := s.CompareAndSwap(ctx, "k", raw, bytes.Replace(raw, []byte(`"a"`), []byte(`"b"`), 1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := cu.move(ctx, 4); !errors.Is(err, errHeld) {
+			t.Errorf("over another's: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// The lists of a host that hangs do not keep those of others from being refreshed.
+func TestRefreshHangingHost(t *testing.T) {
+	var hangs atomic.Bool
+	var mu sync.Mutex
+	asked := map[string]int{}
+	o := options(source{list: func(ctx context.Context, path string) ([]string, error) {
+		host, _, _ := strings.Cut(path, "/")
+		mu.Lock()
+		asked[host]++
+		mu.Unlock()
+		if hangs.Load() && host == "slow.example" {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return []string{"v1.0.0"}, nil
+	}})
+	o.Ahead = Ahead{Refresh: 24 * time.Hour, MaxStale: 10 * time.Minute, Parallel: 8}
+	inBubble(t, memory.New(0, nil), o, func(t *testing.T, c *Crawler) {
+		for i := range 50 {
+			for _, host := range []string{"slow.example", "fast.example"} {
+				if _, err := c.List(t.Context(), fmt.Sprintf("%s/m%d", host, i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		hangs.Store(true)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		mu.Lock()
+		fast := asked["fast.example"]
+		mu.Unlock()
+		// First after 1 minute, then 2 and 4, then every 8.
+		if fast < 50*7 || fast > 50*12 {
+			t.Errorf("50 lists were asked for %d times in an hour", fast)
+		}
+		hangs.Store(false)
+		time.Sleep(time.Hour)
+		for i := range 50 {
+			known, err := c.ledger.Known(t.Context(), storage.Key{Path: fmt.Sprintf("slow.example/m%d", i), File: storage.FileList})
+			if err != nil || time.Since(known.Checked) > 15*time.Minute {
+				t.Errorf("an hour after the host is back: %+v, %v", known, err)
+			}
+		}
+	})
 }

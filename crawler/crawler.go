@@ -77,6 +77,7 @@ type Crawler struct {
 	workers    *gate              // a place for each fetch that goes on
 	zips       *gate              // of which zips
 	claims     *gate              // jobs of the queue that this crawler holds: they go on, or wait for their turn
+	refreshes  *gate              // lists that are looked at ahead of demand
 	starved    atomic.Bool        // the queue was not looked at, for want of a worker
 	flights    singleflight.Group // demand, by key
 	inflight   *semaphore.Weighted
@@ -101,12 +102,14 @@ var _ goproxy.Source = (*Crawler)(nil)
 // New returns a crawler that has not started.
 func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 	c := &Crawler{
-		o: o, store: store, ledger: ledger,
-		nudge:    make(chan struct{}, max(1, o.Workers)),
-		workers:  newGate(o.Workers, maxWaiting),
-		zips:     newGate(o.ZipWorkers, maxWaiting),
-		claims:   newGate(o.Workers, 0),
-		inflight: semaphore.NewWeighted(o.InflightBytes),
+		o: o, store: store, ledger: bounded{ledger},
+		nudge:   make(chan struct{}, max(1, o.Workers)),
+		workers: newGate(o.Workers, maxWaiting),
+		zips:    newGate(o.ZipWorkers, maxWaiting),
+		claims:  newGate(o.Workers, 0),
+
+		refreshes: newGate(o.Ahead.Parallel, 0),
+		inflight:  semaphore.NewWeighted(o.InflightBytes),
 		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "athensctl_fetches_total",
 			Help: "Fetches from upstream that ended, by file (list, info, mod, zip) and outcome (ok, kept, refused, retry, held, parked, failed, lost).",
@@ -145,8 +148,8 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 func (c *Crawler) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
 	k := storage.Key{Path: path, File: storage.FileList}
 	c.watch(path)
-	return ensure(ctx, c, k, func(ctx context.Context) (*goproxy.VersionList, error) {
-		known, err := c.known(ctx, k)
+	return ensure(ctx, c, k, func(ctx context.Context, maxAge time.Duration) (*goproxy.VersionList, error) {
+		known, err := c.known(ctx, k, maxAge)
 		if err != nil {
 			return nil, err
 		}
@@ -157,11 +160,11 @@ func (c *Crawler) List(ctx context.Context, path string) (*goproxy.VersionList, 
 // Resolve implements goproxy.Source.
 func (c *Crawler) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
 	k := storage.Key{Path: path, Query: query, File: storage.FileInfo}
-	return ensure(ctx, c, k, func(ctx context.Context) (*goproxy.Info, error) {
+	return ensure(ctx, c, k, func(ctx context.Context, maxAge time.Duration) (*goproxy.Info, error) {
 		if goproxy.IsCanonical(path, query) {
 			return c.store.Resolve(ctx, path, query)
 		}
-		known, err := c.known(ctx, k)
+		known, err := c.known(ctx, k, maxAge)
 		if err != nil {
 			return nil, err
 		}
@@ -176,24 +179,24 @@ func (c *Crawler) Resolve(ctx context.Context, path, query string) (*goproxy.Inf
 // Mod implements goproxy.Source.
 func (c *Crawler) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
 	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileMod}
-	return ensure(ctx, c, k, func(ctx context.Context) (*goproxy.Blob, error) { return c.store.Mod(ctx, m) })
+	return ensure(ctx, c, k, func(ctx context.Context, _ time.Duration) (*goproxy.Blob, error) { return c.store.Mod(ctx, m) })
 }
 
 // Zip implements goproxy.Source. The job fetches .info too, so that the version
 // becomes complete; the go.mod file is in the zip.
 func (c *Crawler) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
 	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileZip}
-	return ensure(ctx, c, k, func(ctx context.Context) (*goproxy.Blob, error) { return c.store.Zip(ctx, m) })
+	return ensure(ctx, c, k, func(ctx context.Context, _ time.Duration) (*goproxy.Blob, error) { return c.store.Zip(ctx, m) })
 }
 
-// known is upstream's fresh answer for k: fs.ErrNotExist when there is none, a
-// refusal as an error of its own, which errRefused matches.
-func (c *Crawler) known(ctx context.Context, k storage.Key) (*storage.Known, error) {
+// known is upstream's answer for k that is younger than maxAge: fs.ErrNotExist when there
+// is none, a refusal as an error of its own, which isRefused matches.
+func (c *Crawler) known(ctx context.Context, k storage.Key, maxAge time.Duration) (*storage.Known, error) {
 	known, err := c.ledger.Known(ctx, k)
 	if err != nil {
 		return nil, err
 	}
-	if time.Since(known.Checked) >= c.o.Freshness {
+	if time.Since(known.Checked) >= maxAge {
 		return nil, goproxy.NotFound("%s: the answer is old", k)
 	}
 	if err := Refusal(known); err != nil {
@@ -224,15 +227,16 @@ func Refusal(k *storage.Known) error {
 // ensure returns what look finds for k. Where it finds nothing it makes a job of
 // it, and does it at once when a worker is free; otherwise, and when there was a
 // job already, it waits until somebody has done it.
-func ensure[T any](ctx context.Context, c *Crawler, k storage.Key, look func(context.Context) (T, error)) (T, error) {
+func ensure[T any](ctx context.Context, c *Crawler, k storage.Key, look func(ctx context.Context, maxAge time.Duration) (T, error)) (T, error) {
 	var none T
+	maxAge := c.o.Freshness
 	for range 3 {
-		v, err := look(ctx)
+		v, err := look(ctx, maxAge)
 		if isRefused(err) || !errors.Is(err, fs.ErrNotExist) {
 			return v, err
 		}
 		if k.File != storage.FileList {
-			if _, err := c.known(ctx, k); isRefused(err) {
+			if _, err := c.known(ctx, k, maxAge); isRefused(err) {
 				return none, err
 			}
 		}
@@ -244,6 +248,7 @@ func ensure[T any](ctx context.Context, c *Crawler, k storage.Key, look func(con
 		if err := c.fetched(ctx, k); err != nil {
 			return none, err
 		}
+		maxAge = c.o.Freshness + atMost(k.File) // so old it may be, just fetched
 	}
 	return none, goproxy.Errorf(http.StatusBadGateway, "%s: the fetch ended without a result", k)
 }

@@ -2,6 +2,7 @@ package crawler
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/mod/module"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/fleet"
 	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/memory"
 )
@@ -76,6 +78,9 @@ func (s source) Resolve(ctx context.Context, path, query string) (*goproxy.Info,
 	}
 	if err := s.resolve(ctx, path, query); err != nil {
 		return nil, err
+	}
+	if !goproxy.IsCanonical(path, query) {
+		return goproxy.ParseInfo(path, query, infoOf("v1.0.0"))
 	}
 	return goproxy.ParseInfo(path, query, infoOf(query))
 }
@@ -198,5 +203,176 @@ func TestUpstreamHangs(t *testing.T) {
 		}
 		time.Sleep(10 * time.Minute)
 		promptly(t, "later a list", func() error { _, err := c.List(t.Context(), "example.com/m2"); return err })
+	})
+}
+
+// An answer is as old as its question, and is what was waited for however long it took.
+func TestSlowAnswerIsOld(t *testing.T) {
+	o := options(source{
+		list: func(ctx context.Context, _ string) ([]string, error) {
+			return []string{"v1.0.0"}, pause(ctx, 40*time.Second)
+		},
+		resolve: func(ctx context.Context, _, query string) error { return pause(ctx, 40*time.Second) },
+	})
+	o.Freshness = 10 * time.Second
+	s := memory.New(0, nil)
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		for range 2 {
+			began := time.Now()
+			l, err := c.List(t.Context(), "example.com/m")
+			if err != nil || !l.Checked.Equal(began) || time.Since(began) != 40*time.Second {
+				t.Errorf("%+v, %v after %v", l, err, time.Since(began))
+			}
+			began = time.Now()
+			info, err := c.Resolve(t.Context(), "example.com/m", "main")
+			if err != nil || !info.Checked.Equal(began) || time.Since(began) != 40*time.Second {
+				t.Errorf("a branch: %+v, %v after %v", info, err, time.Since(began))
+			}
+		}
+	})
+}
+
+// extending is a ledger that does with the extension of a lease what it is told.
+type extending struct {
+	*memory.Store
+	extend func(ctx context.Context) error
+}
+
+func (l *extending) Extend(ctx context.Context, j *storage.Job, lease time.Duration) error {
+	if err := l.extend(ctx); err != nil {
+		return err
+	}
+	return l.Store.Extend(ctx, j, lease)
+}
+
+// A worker whose lease is lost stops, and does not write what it was told.
+func TestLeaseLost(t *testing.T) {
+	s := &extending{Store: memory.New(0, nil), extend: func(context.Context) error { return storage.ErrLeaseLost }}
+	o := options(source{list: func(ctx context.Context, _ string) ([]string, error) {
+		time.Sleep(20 * time.Second) // whatever ctx says
+		return []string{"v1.0.0"}, nil
+	}})
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		_, err := c.List(t.Context(), "example.com/m")
+		if known, kerr := s.Known(t.Context(), storage.Key{Path: "example.com/m", File: storage.FileList}); err == nil || known != nil {
+			t.Errorf("%v; known %+v, %v", err, known, kerr)
+		}
+	})
+}
+
+// A storage process that is gone without a word costs a heartbeat, not the lease: another
+// answers the next.
+func TestHeartbeatHangs(t *testing.T) {
+	calls, asked := 0, 0
+	s := &extending{Store: memory.New(0, nil), extend: func(ctx context.Context) error {
+		if calls++; calls%2 == 1 {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}}
+	o := options(source{list: func(ctx context.Context, _ string) ([]string, error) {
+		asked++
+		return []string{"v1.0.0"}, pause(ctx, time.Minute)
+	}})
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		o.Name = "another"
+		another := New(s, s, o)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { another.Run(ctx) })
+		if _, err := c.List(t.Context(), "example.com/m"); err != nil || asked != 1 {
+			t.Errorf("upstream was asked %d times: %v", asked, err)
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+// silent is a ledger that answers nothing.
+type silent struct{ *memory.Store }
+
+func (silent) Known(ctx context.Context, _ storage.Key) (*storage.Known, error) {
+	<-ctx.Done()
+	return nil, fmt.Errorf("storage: %w", ctx.Err())
+}
+
+func (silent) Start(ctx context.Context, _ storage.Job, _ string, _ time.Duration) (*storage.Job, error) {
+	<-ctx.Done()
+	return nil, fmt.Errorf("storage: %w", ctx.Err())
+}
+
+func (silent) Put(ctx context.Context, _ module.Version, _ storage.Files) error {
+	<-ctx.Done()
+	return fmt.Errorf("storage: %w", ctx.Err())
+}
+
+// Storage that does not answer is waited for, for a time.
+func TestSilentStorage(t *testing.T) {
+	s := silent{memory.New(0, nil)}
+	inBubble(t, s, options(source{}), func(t *testing.T, c *Crawler) {
+		m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
+		for what, tc := range map[string]struct {
+			most time.Duration
+			f    func() error
+		}{
+			"known": {ledgerTimeout, func() error { _, err := c.List(t.Context(), m.Path); return err }},
+			"in the background": {ledgerTimeoutAhead, func() error {
+				_, err := c.ledger.Known(fleet.WithBackground(t.Context()), storage.Key{})
+				return err
+			}},
+			"start": {ledgerTimeout, func() error {
+				return c.fetched(t.Context(), storage.Key{Path: m.Path, Query: m.Version, File: storage.FileMod})
+			}},
+			"put":        {time.Minute, func() error { return c.put(t.Context(), m, storage.Files{Mod: modOf(m.Path)}, 10) }},
+			"put a zip":  {5 * time.Minute, func() error { return c.put(t.Context(), m, storage.Files{}, 60<<20) }},
+			"put, ahead": {5 * time.Minute, func() error { return c.put(fleet.WithBackground(t.Context()), m, storage.Files{}, 10) }},
+		} {
+			began := time.Now()
+			if err := tc.f(); goproxy.Status(err) != 503 || retryAfter(err) == 0 || time.Since(began) != tc.most {
+				t.Errorf("%s: %d after %v: %v", what, goproxy.Status(err), time.Since(began), err)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := c.ledger.Known(ctx, storage.Key{}); goproxy.Status(err) != 504 {
+			t.Errorf("the caller's own time is over: %v", err)
+		}
+	})
+}
+
+// puts notes what is put.
+type puts struct {
+	*memory.Store
+	list []storage.Files
+}
+
+func (p *puts) Put(ctx context.Context, m module.Version, f storage.Files) error {
+	p.list = append(p.list, f)
+	return p.Store.Put(ctx, m, f)
+}
+
+// A zip that is found kept, with its .info, may have been kept by a Put that was cut
+// before the version was listed: it is put again, so that it is.
+func TestKeptIsListed(t *testing.T) {
+	s := &puts{Store: memory.New(0, nil)}
+	u := newUpstream()
+	m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
+	u.add(m.Path, m.Version)
+	inBubble(t, s, options(u), func(t *testing.T, c *Crawler) {
+		k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileZip}
+		for _, want := range []int{2, 3} { // the zip and .info; .info again
+			if _, err := s.Enqueue(t.Context(), storage.Job{Key: k}); err != nil {
+				t.Fatal(err)
+			}
+			c.wakeWorker()
+			if err := s.Wait(t.Context(), k); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if last := s.list[len(s.list)-1]; len(s.list) != want || last.Info == nil || last.Zip != nil || u.count(m.String()+".zip") != 1 || u.count(m.String()+".info") != 1 {
+				t.Errorf("%d puts, the last %+v; the zip was fetched %d times", len(s.list), last, u.count(m.String()+".zip"))
+			}
+		}
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/mod/module"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/fleet"
 	"github.com/athensctl/athensctl/storage"
 )
 
@@ -25,11 +26,12 @@ func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, 
 	k := job.Key
 	m := module.Version{Path: k.Path, Version: k.Query}
 	canonical := goproxy.IsCanonical(k.Path, k.Query)
+	asked := time.Now().UTC() // what upstream says is true then, however long the answer takes
 	if done, err := c.isDone(ctx, job, canonical); err != nil {
 		return "", ours(k, err)
 	} else if done {
 		if k.File == storage.FileZip {
-			c.complete(ctx, m) // a crash may have come between the two
+			c.complete(ctx, m, true) // a crash may have come between the two
 		}
 		return "kept", nil
 	}
@@ -44,7 +46,7 @@ func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, 
 		err = c.fetchMod(ctx, m)
 	case k.File == storage.FileZip:
 		if err = c.fetchZip(ctx, m); err == nil {
-			c.complete(ctx, m)
+			c.complete(ctx, m, false)
 		}
 	default:
 		err = goproxy.Errorf(http.StatusBadRequest, "%s: not something that can be fetched", k)
@@ -53,7 +55,7 @@ func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, 
 	case err == nil:
 		return "ok", nil
 	case isRefused(err):
-		known := &storage.Known{Checked: time.Now().UTC(), RefusedStatus: goproxy.Status(err), Refused: err.Error()}
+		known := &storage.Known{Checked: asked, RefusedStatus: goproxy.Status(err), Refused: err.Error()}
 		if err := c.ledger.SetKnown(ctx, k, known); err != nil {
 			return "", ours(k, err)
 		}
@@ -101,7 +103,7 @@ func (c *Crawler) isDone(ctx context.Context, job *storage.Job, canonical bool) 
 	case k.File == storage.FileInfo && canonical:
 		_, err = c.store.Resolve(ctx, k.Path, k.Query)
 	default:
-		_, err = c.known(ctx, k)
+		_, err = c.known(ctx, k, c.o.Freshness)
 	}
 	if b != nil {
 		b.Close()
@@ -193,6 +195,7 @@ func (c *Crawler) fetchList(ctx context.Context, k storage.Key) error {
 	if conditional {
 		ctx = goproxy.WithValidator(ctx, last.Validator)
 	}
+	asked := time.Now().UTC()
 	next, err := ask(c, k.Path+": version list", func(s goproxy.Source) (*storage.Known, error) {
 		list, err := s.List(ctx, k.Path)
 		if conditional && errors.Is(err, goproxy.ErrNotModified) {
@@ -209,13 +212,14 @@ func (c *Crawler) fetchList(ctx context.Context, k storage.Key) error {
 	if err != nil {
 		return err
 	}
-	next.Checked = time.Now().UTC()
+	next.Checked = asked
 	return c.ledger.SetKnown(ctx, k, next)
 }
 
 // fetchQuery asks for what is not a canonical version. "latest" is worked out
 // from the list where upstream has no answer for it.
 func (c *Crawler) fetchQuery(ctx context.Context, k storage.Key) error {
+	asked := time.Now().UTC()
 	info, err := ask(c, k.Path+"@"+k.Query, func(s goproxy.Source) (*goproxy.Info, error) {
 		return s.Resolve(ctx, k.Path, k.Query)
 	})
@@ -230,15 +234,15 @@ func (c *Crawler) fetchQuery(ctx context.Context, k storage.Key) error {
 	if err != nil {
 		return err
 	}
-	return c.ledger.SetKnown(ctx, k, &storage.Known{Checked: time.Now().UTC(), Info: info.JSON()})
+	return c.ledger.SetKnown(ctx, k, &storage.Known{Checked: asked, Info: info.JSON()})
 }
 
 func (c *Crawler) latestOfList(ctx context.Context, path string) (*goproxy.Info, error) {
 	k := storage.Key{Path: path, File: storage.FileList}
-	known, err := c.known(ctx, k)
+	known, err := c.known(ctx, k, c.o.Freshness)
 	if errors.Is(err, fs.ErrNotExist) && !isRefused(err) {
 		if err = c.fetchList(ctx, k); err == nil {
-			known, err = c.known(ctx, k)
+			known, err = c.known(ctx, k, c.o.Freshness+atMost(k.File))
 		}
 	}
 	if err != nil {
@@ -264,7 +268,7 @@ func (c *Crawler) fetchInfo(ctx context.Context, m module.Version) error {
 	if err != nil {
 		return err
 	}
-	return keep(c.store.Put(ctx, m, storage.Files{Info: info.JSON()}))
+	return keep(c.put(ctx, m, storage.Files{Info: info.JSON()}, 0))
 }
 
 func (c *Crawler) fetchMod(ctx context.Context, m module.Version) error {
@@ -285,7 +289,7 @@ func (c *Crawler) fetchMod(ctx context.Context, m module.Version) error {
 	if err := verifyMod(mod, verify); err != nil {
 		return err
 	}
-	return keep(c.store.Put(ctx, m, storage.Files{Mod: mod}))
+	return keep(c.put(ctx, m, storage.Files{Mod: mod}, int64(len(mod))))
 }
 
 func badAnswer(err error) error {
@@ -362,21 +366,34 @@ func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
 	if err := verify(h1); err != nil {
 		return err
 	}
+	size, err := tmp.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
 	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	return keep(c.store.Put(ctx, m, storage.Files{Mod: mod, Zip: tmp, ZipH1: h1}))
+	return keep(c.put(ctx, m, storage.Files{Mod: mod, Zip: tmp, ZipH1: h1}, size))
 }
 
 // complete fetches .info where the zip was asked for alone, as a job of its own
-// that this worker does: a git host's answer to the zip holds it. It is for later:
-// who waits for the zip has it, whatever comes of this.
-func (c *Crawler) complete(ctx context.Context, m module.Version) {
-	if _, err := c.store.Resolve(ctx, m.Path, m.Version); !errors.Is(err, fs.ErrNotExist) {
+// that this worker does: a git host's answer to the zip holds it. Where .info is kept and
+// the zip was found kept (again), whoever kept them may not have got as far as the list
+// and the index: a Put that changes nothing does. It is for later: who waits for the zip
+// has it, whatever comes of this.
+func (c *Crawler) complete(ctx context.Context, m module.Version, again bool) {
+	info, err := c.store.Resolve(ctx, m.Path, m.Version)
+	if err == nil && again {
+		if err := keep(c.put(ctx, m, storage.Files{Info: info.JSON()}, 0)); err != nil {
+			c.o.Log.Warn("a version may not be listed", "version", m.String(), "err", err)
+		}
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
 		return
 	}
 	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileInfo}
-	job, err := c.ledger.Start(ctx, jobOf(ctx, k, storage.Demand), c.workerName(), c.o.Lease)
+	var job *storage.Job
+	job, err = c.ledger.Start(ctx, jobOf(ctx, k, storage.Demand), c.workerName(), c.o.Lease)
 	switch {
 	case errors.Is(err, storage.ErrQueueFull):
 		err = c.fetchInfo(ctx, m) // without a job: nobody would ever make another
@@ -441,6 +458,15 @@ func (c *Crawler) sameMod(ctx context.Context, m module.Version, mod []byte) err
 		return badAnswer(fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m))
 	}
 	return nil
+}
+
+// put is Put, which has a minute, in the background five, and a second more for each 256 KiB.
+func (c *Crawler) put(ctx context.Context, m module.Version, f storage.Files, sizeBytes int64) error {
+	most := time.Minute
+	if fleet.CallOf(ctx).Background {
+		most *= 5
+	}
+	return do(ctx, most+time.Duration(sizeBytes>>18)*time.Second, func(ctx context.Context) error { return c.store.Put(ctx, m, f) })
 }
 
 // keep takes a conflict as success: another crawler was first, and what it kept stays.

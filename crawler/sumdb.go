@@ -88,7 +88,7 @@ func NewSumDB(setting string, client *http.Client, upstream []*url.URL, ledger s
 		return nil, fmt.Errorf("sumdb: %q is not an http or https URL", base)
 	}
 	s := &SumDB{
-		Name: verifier.Name(), key: key, known: note.VerifierList(verifier), ledger: ledger, private: private, cache: map[string][]byte{},
+		Name: verifier.Name(), key: key, known: note.VerifierList(verifier), ledger: bounded{ledger}, private: private, cache: map[string][]byte{},
 		direct: &goproxy.Client{Base: u, HTTP: client},
 	}
 	if len(f) > 1 {
