@@ -78,6 +78,7 @@ type Crawler struct {
 	zips       *gate              // of which zips
 	claims     *gate              // jobs of the queue that this crawler holds: they go on, or wait for their turn
 	refreshes  *gate              // lists that are looked at ahead of demand
+	claimed    atomic.Int64       // jobs of the queue that wait for their turn
 	starved    atomic.Bool        // the queue was not looked at, for want of a worker
 	flights    singleflight.Group // demand, by key
 	inflight   *semaphore.Weighted
@@ -442,9 +443,11 @@ func (c *Crawler) work(ctx context.Context) {
 }
 
 func (c *Crawler) workOnce(ctx context.Context) bool {
-	if !c.workers.room() {
+	// Where all places are taken, one job of the queue waits among the requests.
+	mayClaim := func() bool { return c.workers.room() || c.claimed.Load() == 0 }
+	if !mayClaim() {
 		c.starved.Store(true)
-		if !c.workers.room() { // else it is too late for who left to see that
+		if !mayClaim() { // else it is too late for who left to see that
 			return false
 		}
 	}
@@ -480,7 +483,9 @@ func (c *Crawler) enterClaimed(ctx context.Context, job *storage.Job) (leave fun
 	}
 	turn, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
+	c.claimed.Add(1)
 	leaveGates, err := c.enter(turn, job.Key, c.priority(job))
+	c.claimed.Add(-1)
 	if err != nil {
 		unclaim()
 		return nil, held(ctx, time.Second, "%s: others of the same host were fetched for %v", job.Key, wait)

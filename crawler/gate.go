@@ -1,6 +1,7 @@
 package crawler
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -38,11 +39,13 @@ type gate struct {
 
 	mu                    sync.Mutex
 	taken, ahead, waiting int
+	turns                 int             // places that were given
 	lanes                 map[lane]*queue // those that are not empty
 }
 
 type queue struct {
 	taken   int
+	last    int          // its last turn
 	waiting [2][]*waiter // by priority
 }
 
@@ -112,6 +115,10 @@ func (g *gate) take(q *queue, l lane, p storage.Priority) (leave func()) {
 }
 
 func (g *gate) add(q *queue, p storage.Priority, n int) {
+	if n > 0 {
+		g.turns++
+		q.last = g.turns
+	}
 	q.taken += n
 	g.taken += n
 	if p != storage.Demand {
@@ -178,7 +185,8 @@ func (g *gate) enter(ctx context.Context, l lane, p storage.Priority) (leave fun
 const lineFull = 5 * time.Second
 
 // grant gives the free places to who waits: demand first; of the lanes that get another
-// the one with the fewest; of those the one that has waited longest.
+// the one with the fewest; of those the one that had none for longest, so that where all
+// places are taken a lane waits for as many others as there are lanes, and no more.
 func (g *gate) grant() {
 	for g.waiting > 0 {
 		var best *queue
@@ -188,7 +196,7 @@ func (g *gate) grant() {
 				if len(q.waiting[p]) == 0 || !g.may(q, p) {
 					continue
 				}
-				if best == nil || q.taken < best.taken || q.taken == best.taken && q.waiting[p][0].since.Before(best.waiting[p][0].since) {
+				if best == nil || cmp.Or(q.taken-best.taken, q.last-best.last, q.waiting[p][0].since.Compare(best.waiting[p][0].since)) < 0 {
 					best = q
 				}
 			}

@@ -145,6 +145,49 @@ func TestGateLine(t *testing.T) {
 	})
 }
 
+// Where all places are taken and many wait, a lane that is new has its turn after as many
+// others as there are lanes.
+func TestGateRoundRobin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(1, 1000)
+		first := g.try(lane{host: "first"}, storage.Demand)
+		var mu sync.Mutex
+		var order []string
+		var wg sync.WaitGroup
+		wait := func(host string) {
+			wg.Go(func() {
+				leave, err := g.enter(t.Context(), lane{host: host}, storage.Demand)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				order = append(order, host)
+				mu.Unlock()
+				time.Sleep(time.Second)
+				leave()
+			})
+			synctest.Wait()
+		}
+		for _, host := range []string{"a", "b", "c"} {
+			for range 20 {
+				wait(host)
+				time.Sleep(time.Millisecond)
+			}
+		}
+		first()
+		time.Sleep(10 * time.Second)
+		wait("new")
+		wg.Wait()
+		if i := slices.Index(order, "new"); len(order) != 61 || i < 10 || i > 13 {
+			t.Errorf("%d had a turn, the new one as number %d", len(order), i)
+		}
+		if got := strings.Join(order[:6], ""); got != "abcabc" {
+			t.Errorf("the first turns: %s", got)
+		}
+	})
+}
+
 // Whatever happens in whatever order: no place is given twice, none is lost, and nobody
 // waits who could have one.
 func TestGateRandom(t *testing.T) {
@@ -482,5 +525,38 @@ func TestTurnsGoOn(t *testing.T) {
 		if d := time.Since(began); d > 10*time.Second {
 			t.Errorf("it took another %v", d)
 		}
+	})
+}
+
+// The queue's jobs have their turns among the requests, however many there are of these.
+func TestQueueAmongRequests(t *testing.T) {
+	s := memory.New(20_000, nil)
+	o := options((&slow{takes: func(string) time.Duration { return time.Second }}).source())
+	o.Workers = 4
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for host := range 10 {
+			asks(ctx, &wg, 100, func(ctx context.Context, i int) { c.List(ctx, fmt.Sprintf("host%d.example/m%d", host, i)) })
+		}
+		time.Sleep(5 * time.Second)
+		began := time.Now()
+		var keys []storage.Key
+		for i := range 5 {
+			keys = append(keys, storage.Key{Path: fmt.Sprintf("other%d.example/m", i), File: storage.FileList})
+			if _, err := s.Enqueue(ctx, storage.Job{Key: keys[i], Priority: storage.Demand}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, k := range keys {
+			if err := s.Wait(ctx, k); err != nil {
+				t.Error(err)
+			}
+		}
+		if d := time.Since(began); d > 30*time.Second || c.workers.waits() < 100 {
+			t.Errorf("5 jobs of the queue took %v, with %d requests that wait", d, c.workers.waits())
+		}
+		cancel()
+		wg.Wait()
 	})
 }
