@@ -618,6 +618,14 @@ func TestHostsApart(t *testing.T) {
 	wg.Wait()
 }
 
+// indexOf is a feed of entries that are in the order of time.
+func indexOf(entries []storage.IndexEntry) Feed {
+	return Feed{Name: "feed", Index: func(_ context.Context, since time.Time, limit int) ([]storage.IndexEntry, error) {
+		i, _ := slices.BinarySearchFunc(entries, since, func(e storage.IndexEntry, s time.Time) int { return e.Timestamp.Compare(s) })
+		return entries[i:min(len(entries), i+limit)], nil
+	}}
+}
+
 // watchedLedger counts what is claimed, and fails where it is told to.
 type watchedLedger struct {
 	*memory.Store
@@ -647,7 +655,6 @@ func (l *watchedLedger) Enqueue(ctx context.Context, j storage.Job) (bool, error
 func TestFollowEnqueueFails(t *testing.T) {
 	u := newUpstream()
 	var entries []storage.IndexEntry
-	var pages atomic.Int64
 	fails := 0
 	s := &watchedLedger{Store: memory.New(0, nil), enqueue: func(k storage.Key) error {
 		switch {
@@ -662,13 +669,11 @@ func TestFollowEnqueueFails(t *testing.T) {
 	}}
 	o := options(u)
 	o.Ahead = Ahead{Poll: time.Second, Parallel: 1, Since: time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC)}
-	o.Ahead.Feeds = []Feed{{Name: "feed", Index: func(ctx context.Context, since time.Time, limit int) ([]storage.IndexEntry, error) {
-		return feedOf(entries, &pages).Index(ctx, since, limit)
-	}}}
 	for i, p := range []string{"example.com/a", "example.com/b", "example.com/c", "example.com/d"} {
 		u.add(p, "v1.0.0")
 		entries = append(entries, storage.IndexEntry{Path: p, Version: "v1.0.0", Timestamp: time.Date(1999, 12, 1, 0, 0, i, 0, time.UTC)})
 	}
+	o.Ahead.Feeds = []Feed{indexOf(entries)}
 	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
 		time.Sleep(5 * time.Minute)
 		if have := complete(t, s.Store); have["example.com/a@v1.0.0"] != 1 || have["example.com/b@v1.0.0"] != 1 || have["example.com/d@v1.0.0"] != 1 || fails != 3 {
@@ -703,11 +708,10 @@ func TestFollowOutage(t *testing.T) {
 	}
 	o := options(hostSource(at))
 	var entries []storage.IndexEntry
-	var pages atomic.Int64
 	for i := range 1500 {
 		entries = append(entries, storage.IndexEntry{Path: fmt.Sprintf("dead.example/m%04d", i), Version: "v1.0.0", Timestamp: time.Date(1999, 12, 31, 0, 0, 0, i, time.UTC)})
 	}
-	o.Ahead = Ahead{Poll: time.Minute, Parallel: 8, Since: time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC), Feeds: []Feed{feedOf(entries, &pages)}}
+	o.Ahead = Ahead{Poll: time.Minute, Parallel: 8, Since: time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC), Feeds: []Feed{indexOf(entries)}}
 	s := &watchedLedger{Store: memory.New(1000, nil)} // full in two minutes, were there no end to it
 	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
 		time.Sleep(10 * time.Minute)
