@@ -118,7 +118,7 @@ type Config struct {
 	CacheMaxBytes     Bytes         `key:"cache-max-bytes" default:"10GiB" help:"Most that the proxy's cache takes on disk."`
 	CacheMemoryBytes  Bytes         `key:"cache-memory-bytes" default:"32MiB" help:"Most that the proxy's cache takes in memory."`
 	Workers           int           `key:"workers" default:"256" help:"Fetches at once, for each crawler. They are shared among the hosts whose modules are fetched: one gets half of them at most, and a fifth of 256."`
-	ZipWorkers        int           `key:"zip-workers" default:"16" help:"Of these, zips; one host gets half of them at most."`
+	ZipWorkers        int           `key:"zip-workers" default:"16, or workers where that is less" help:"Of these, zips; one host gets half of them at most."`
 	InflightMaxBytes  Bytes         `key:"inflight-max-bytes" default:"2GiB" help:"Bytes of zips being fetched to disk at once, for each crawler."`
 	QueueMax          int           `key:"queue-max" default:"20000" help:"Jobs in the queue; more are refused with 503."`
 	MaxWaiting        int           `key:"max-waiting" default:"2000" help:"Requests of a proxy that may wait for a fetch; more are refused with 503."`
@@ -226,6 +226,8 @@ func Load(flags *pflag.FlagSet, environ []string) (*Config, error) {
 		switch computed := source == "default" || text == ""; {
 		case f.key == "upstream" && source == "default":
 			text = DefaultUpstream
+		case f.key == "zip-workers" && source == "default":
+			text = strconv.Itoa(max(1, min(16, c.Workers)))
 		case f.key == "data-dir" && computed:
 			text = defaultDataDir()
 		case f.key == "cache-dir" && computed:
