@@ -102,7 +102,7 @@ type Config struct {
 	ListWait           time.Duration `key:"list-wait" default:"2s" help:"How long a request waits for the refresh of a list older than list-max-stale."`
 	FetchTimeout       time.Duration `key:"fetch-timeout" default:"50s" help:"How long a request waits for a fetch, which goes on behind."`
 	FetchTimeoutStatus int           `key:"fetch-timeout-status" default:"504" help:"The answer then: 504, or 404 as the public mirror does, which sends clients with ,direct on."`
-	UpstreamTimeout    time.Duration `key:"upstream-timeout" default:"30s" help:"How long upstream may take to answer, and to pause in a body."`
+	UpstreamTimeout    time.Duration `key:"upstream-timeout" default:"30s" help:"How long upstream may take to answer, to pause in a body, and to send one at less than 8 KiB/s."`
 
 	RefreshAhead    time.Duration `key:"refresh-ahead" default:"72h" zero:"true" help:"For so long after a version list was last asked for, the crawler looks at it again before it is older than list-max-stale; 0s: never."`
 	CrawlIndex      List          `key:"crawl-index" help:"Index feeds that the crawler follows: URLs of servers with /index (another athensctl, the public index). What they announce is fetched ahead of demand."`
@@ -120,8 +120,8 @@ type Config struct {
 
 	CacheMaxBytes     Bytes         `key:"cache-max-bytes" default:"10GiB" help:"Most that the proxy's cache takes on disk."`
 	CacheMemoryBytes  Bytes         `key:"cache-memory-bytes" default:"32MiB" help:"Most that the proxy's cache takes in memory."`
-	Workers           int           `key:"workers" default:"64" help:"Fetches at once, for each crawler."`
-	ZipWorkers        int           `key:"zip-workers" default:"8" help:"Of these, zips."`
+	Workers           int           `key:"workers" default:"256" help:"Fetches at once, for each crawler. They are shared among the hosts whose modules are fetched: one gets half of them at most, and a fifth of 256."`
+	ZipWorkers        int           `key:"zip-workers" default:"16, or workers where that is less" help:"Of these, zips; one host gets half of them at most."`
 	InflightMaxBytes  Bytes         `key:"inflight-max-bytes" default:"2GiB" help:"Bytes of zips being fetched to disk at once, for each crawler."`
 	QueueMax          int           `key:"queue-max" default:"20000" help:"Jobs in the queue, besides parked ones; more are refused with 503. Work ahead of demand has half of it."`
 	MaxWaiting        int           `key:"max-waiting" default:"2000" help:"Requests of a proxy that may wait for a fetch; more are refused with 503."`
@@ -239,6 +239,8 @@ func read(flags *pflag.FlagSet, environ []string, forStore bool) (*Config, error
 		switch computed := source == "default" || text == ""; {
 		case f.key == "upstream" && source == "default":
 			text = DefaultUpstream
+		case f.key == "zip-workers" && source == "default":
+			text = strconv.Itoa(max(1, min(16, c.Workers)))
 		case f.key == "data-dir" && computed:
 			text = defaultDataDir()
 		case f.key == "cache-dir" && computed:
@@ -560,6 +562,9 @@ func (c *Config) validate() (errs []error) {
 	}
 	if c.ListMaxStale < c.Freshness {
 		bad("list-max-stale", "%v is below freshness, %v", c.ListMaxStale, c.Freshness)
+	}
+	if c.JobLease < time.Second {
+		bad("job-lease", "%v is below 1s", c.JobLease)
 	}
 	if c.ZipWorkers > c.Workers {
 		bad("zip-workers", "%d is above workers, %d", c.ZipWorkers, c.Workers)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net/http"
 	"slices"
 	"strconv"
 	"time"
@@ -67,31 +68,68 @@ func (p Policy) Choose(versions []string) []string {
 }
 
 // bring has a job done, ahead of demand in the background, by whichever crawler takes
-// it, and waits until its first attempt has ended. What fails is the queue's to try
-// again. So no more jobs are in the queue than there are callers.
+// it, and waits until it was tried once. What fails is the queue's to try again. So no
+// more jobs are in the queue than there are callers, but for those that failed; where a
+// host is left alone for a time, that is waited for too, up to heldPatience.
+// notQueued is the error where there is no job.
 func (c *Crawler) bring(ctx context.Context, k storage.Key) error {
+	background := fleet.CallOf(ctx).Background
 	priority := storage.Demand
-	if fleet.CallOf(ctx).Background {
+	if background {
 		priority = storage.Ahead
 	}
 	for {
 		_, err := c.ledger.Enqueue(ctx, jobOf(ctx, k, priority))
-		switch {
-		case errors.Is(err, storage.ErrQueueFull), goproxy.Status(err) == 503:
-			if !sleep(ctx, max(time.Second, retryAfter(err))) {
-				return ctx.Err()
-			}
-			continue
-		case err != nil:
-			return err
+		if err == nil {
+			break
 		}
-		c.wakeWorker()
-		return c.ledger.Wait(ctx, k)
+		if goproxy.Status(err) != http.StatusServiceUnavailable {
+			return notQueued{err}
+		}
+		if !sleep(ctx, max(time.Second, retryAfter(err))) {
+			return ctx.Err()
+		}
 	}
+	c.wakeWorker()
+	err := c.ledger.Wait(ctx, k)
+	for end := time.Now().Add(heldPatience); background && goproxy.Status(err) == http.StatusServiceUnavailable; {
+		next := retryAfter(err)
+		if next <= 0 || next > time.Until(end) || !sleep(ctx, next) {
+			break
+		}
+		one, cancel := context.WithDeadline(ctx, end)
+		again := c.ledger.Wait(one, k)
+		late := one.Err() != nil
+		cancel()
+		if late {
+			break
+		}
+		err = again
+	}
+	return err
+}
+
+// heldPatience is how long what a feed names waits for a host that is left alone: the rest
+// of the feed waits as well. Then it is the queue's, of which work ahead of demand has
+// a part.
+const heldPatience = time.Minute
+
+// notQueued is the error of something that is not in the queue, and would be forgotten.
+type notQueued struct{ error }
+
+func (n notQueued) Unwrap() error { return n.error }
+
+// forgotten reports whether err leaves something undone that is worth another try: not
+// where the queue has it, nor where the queue will never take it.
+func forgotten(err error) bool {
+	var n notQueued
+	s := goproxy.Status(err)
+	return errors.As(err, &n) && s != http.StatusBadRequest && s != http.StatusRequestEntityTooLarge
 }
 
 // bringVersions brings those versions of a module that are not kept, with their zips.
-// It fails only when ctx has ended: what could not be had is reported.
+// It fails when ctx has ended, or the queue does not take them; what could not be had is
+// reported.
 func (c *Crawler) bringVersions(ctx context.Context, path string, versions []string) error {
 	kept := map[string]bool{}
 	if list, err := c.store.List(ctx, path); err == nil {
@@ -107,6 +145,8 @@ func (c *Crawler) bringVersions(ctx context.Context, path string, versions []str
 		err := c.bring(ctx, storage.Key{Path: path, Query: v, File: storage.FileZip})
 		if ctx.Err() != nil {
 			return ctx.Err()
+		} else if forgotten(err) {
+			return err
 		}
 		c.countAhead(path+"@"+v, err)
 	}
@@ -134,10 +174,14 @@ func (c *Crawler) bringModule(ctx context.Context, path string, since time.Time)
 		err := c.bring(ctx, k)
 		if ctx.Err() != nil {
 			return ctx.Err()
+		} else if forgotten(err) {
+			return err
 		}
 		c.countAhead(path, err)
-		if known, err = c.ledger.Known(ctx, k); err != nil {
-			return ctx.Err()
+		if known, err = c.ledger.Known(ctx, k); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return err
 		}
 	}
 	return c.bringVersions(ctx, path, c.o.Ahead.Versions.Choose(goproxy.NewVersionList(path, known.Versions, known.Checked).Versions))

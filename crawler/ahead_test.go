@@ -10,11 +10,13 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -352,7 +354,7 @@ func TestRefresher(t *testing.T) {
 	var gaps []time.Duration
 	for range 8 {
 		now = r.lists["a"].next
-		if got := r.due(now, 100*time.Hour, 10); !slices.Equal(got, []string{"a"}) {
+		if got := r.due(now, 100*time.Hour); !slices.Equal(got, []string{"a"}) {
 			t.Fatalf("due: %v", got)
 		}
 		r.looked("a", now, []string{"v1.0.0"}, least, most)
@@ -365,7 +367,7 @@ func TestRefresher(t *testing.T) {
 	if gap := r.lists["a"].next.Sub(now); gap != least {
 		t.Errorf("a list that has changed: %v", gap)
 	}
-	if got := r.due(now.Add(101*time.Hour), 100*time.Hour, 10); len(got) != 0 || len(r.lists) != 0 {
+	if got := r.due(now.Add(101*time.Hour), 100*time.Hour); len(got) != 0 || len(r.lists) != 0 {
 		t.Errorf("a list that nobody asks for: %v, %v", got, r.lists)
 	}
 }
@@ -540,4 +542,234 @@ func TestHostsApart(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+}
+
+// indexOf is a feed of entries that are in the order of time.
+func indexOf(entries []storage.IndexEntry) Feed {
+	return Feed{Name: "feed", Index: func(_ context.Context, since time.Time, limit int) ([]storage.IndexEntry, error) {
+		i, _ := slices.BinarySearchFunc(entries, since, func(e storage.IndexEntry, s time.Time) int { return e.Timestamp.Compare(s) })
+		return entries[i:min(len(entries), i+limit)], nil
+	}}
+}
+
+// watchedLedger counts what is claimed, and fails where it is told to.
+type watchedLedger struct {
+	*memory.Store
+	claims  atomic.Int64
+	enqueue func(k storage.Key) error
+}
+
+func (l *watchedLedger) Claim(ctx context.Context, worker string, lease time.Duration) (*storage.Job, error) {
+	j, err := l.Store.Claim(ctx, worker, lease)
+	if j != nil {
+		l.claims.Add(1)
+	}
+	return j, err
+}
+
+func (l *watchedLedger) Enqueue(ctx context.Context, j storage.Job) (bool, error) {
+	if l.enqueue != nil {
+		if err := l.enqueue(j.Key); err != nil {
+			return false, err
+		}
+	}
+	return l.Store.Enqueue(ctx, j)
+}
+
+// What the queue does not take is not passed over: the page is begun again, until it has
+// it. What the queue would never take is.
+func TestFollowEnqueueFails(t *testing.T) {
+	u := newUpstream()
+	var entries []storage.IndexEntry
+	fails := 0
+	s := &watchedLedger{Store: memory.New(0, nil), enqueue: func(k storage.Key) error {
+		switch {
+		case k.Path == "example.com/b":
+			if fails++; fails <= 2 {
+				return goproxy.Errorf(502, "an ingress restarts")
+			}
+		case k.Path == "example.com/c":
+			return goproxy.Errorf(400, "bad request")
+		}
+		return nil
+	}}
+	o := options(u)
+	o.Ahead = Ahead{Poll: time.Second, Parallel: 1, Since: time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC)}
+	for i, p := range []string{"example.com/a", "example.com/b", "example.com/c", "example.com/d"} {
+		u.add(p, "v1.0.0")
+		entries = append(entries, storage.IndexEntry{Path: p, Version: "v1.0.0", Timestamp: time.Date(1999, 12, 1, 0, 0, i, 0, time.UTC)})
+	}
+	o.Ahead.Feeds = []Feed{indexOf(entries)}
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		time.Sleep(5 * time.Minute)
+		if have := complete(t, s.Store); have["example.com/a@v1.0.0"] != 1 || have["example.com/b@v1.0.0"] != 1 || have["example.com/d@v1.0.0"] != 1 || fails != 3 {
+			t.Errorf("kept: %v; b was refused %d times", have, fails-1)
+		}
+		if n := u.count("example.com/a@v1.0.0.zip"); n != 1 {
+			t.Errorf("a was fetched %d times", n)
+		}
+	})
+}
+
+// The outage of a host that a feed is full of costs little, fills no queue, holds up no
+// request for another, and is made good when it is over.
+func TestFollowOutage(t *testing.T) {
+	var back atomic.Bool
+	hosts := NewHosts(HostOptions{Connections: 32, Failures: 10})
+	client := &http.Client{Transport: hosts.Wrap(answering(func(req *http.Request) (func([]byte) (int, error), error) {
+		if req.URL.Host == "dead.example" && !back.Load() {
+			return nil, errors.New("connection refused")
+		}
+		var text io.Reader = strings.NewReader("v1.0.0\n")
+		if m, ok := strings.CutSuffix(req.URL.Path, "/@v/v1.0.0.zip"); ok {
+			text = bytes.NewReader(zipOf(module.Version{Path: strings.TrimPrefix(m, "/"), Version: "v1.0.0"}))
+		} else if strings.HasSuffix(req.URL.Path, ".info") {
+			text = bytes.NewReader(infoOf("v1.0.0"))
+		}
+		return text.Read, nil
+	}))}
+	at := func(path string) *goproxy.Client {
+		host, _, _ := strings.Cut(path, "/")
+		return &goproxy.Client{Base: &url.URL{Scheme: "https", Host: host}, HTTP: client}
+	}
+	o := options(hostSource(at))
+	var entries []storage.IndexEntry
+	for i := range 1500 {
+		entries = append(entries, storage.IndexEntry{Path: fmt.Sprintf("dead.example/m%04d", i), Version: "v1.0.0", Timestamp: time.Date(1999, 12, 31, 0, 0, 0, i, time.UTC)})
+	}
+	o.Ahead = Ahead{Poll: time.Minute, Parallel: 8, Since: time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC), Feeds: []Feed{indexOf(entries)}}
+	s := &watchedLedger{Store: memory.New(1000, nil)} // full in two minutes, were there no end to it
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		time.Sleep(10 * time.Minute)
+		q, err := s.Queue(t.Context())
+		if err != nil || q.Jobs > 200 {
+			t.Errorf("after 10 minutes: %+v, %v", q, err)
+		}
+		before := s.claims.Load()
+		time.Sleep(time.Minute)
+		if n := s.claims.Load() - before; n > 100 {
+			t.Errorf("%d jobs were claimed in a minute, with %d in the queue", n, q.Jobs)
+		}
+		promptly(t, "a list of another host", func() error { _, err := c.List(t.Context(), "fast.example/m"); return err })
+		back.Store(true)
+		time.Sleep(time.Hour)
+		if have := complete(t, s.Store); len(have) != 1500 {
+			q, _ := s.Queue(t.Context())
+			t.Errorf("an hour after the outage %d of 1500 versions are kept; %+v", len(have), q)
+		}
+	})
+}
+
+// hostSource asks the host that the path names.
+type hostSource func(path string) *goproxy.Client
+
+func (h hostSource) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
+	return h(path).List(ctx, path)
+}
+
+func (h hostSource) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
+	return h(path).Resolve(ctx, path, query)
+}
+
+func (h hostSource) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	return h(m.Path).Mod(ctx, m)
+}
+
+func (h hostSource) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	return h(m.Path).Zip(ctx, m)
+}
+
+// lateLedger does what it is asked, and then fails: its answer was lost.
+type lateLedger struct {
+	*memory.Store
+	lost int // of so many answers
+}
+
+func (l *lateLedger) CompareAndSwap(ctx context.Context, key string, old, new []byte) error {
+	err := l.Store.CompareAndSwap(ctx, key, old, new)
+	if err == nil && l.lost > 0 {
+		l.lost--
+		return goproxy.Errorf(504, "storage does not answer")
+	}
+	return err
+}
+
+// A write of a cursor that was made though its answer was lost is its holder's own.
+func TestCursorAnswerLost(t *testing.T) {
+	s := &lateLedger{Store: memory.New(0, nil)}
+	cu := &cursor[int]{ledger: s, key: "k", holder: "a"}
+	err := cu.hold(t.Context(), func(ctx context.Context) error {
+		for i := 1; i <= 3; i++ {
+			s.lost = i - 1
+			for range i - 1 {
+				if err := cu.move(ctx, i); goproxy.Status(err) != 504 {
+					t.Errorf("an answer is lost: %v", err)
+				}
+			}
+			if err := cu.move(ctx, i); err != nil {
+				t.Errorf("after %d lost answers: %v", i-1, err)
+			}
+		}
+		// Another's is not.
+		raw, err := s.Load(ctx, "k")
+		if err != nil || !bytes.Contains(raw, []byte(`"At":3`)) {
+			t.Errorf("%s, %v", raw, err)
+		}
+		if err := s.CompareAndSwap(ctx, "k", raw, bytes.Replace(raw, []byte(`"a"`), []byte(`"b"`), 1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := cu.move(ctx, 4); !errors.Is(err, errHeld) {
+			t.Errorf("over another's: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// The lists of a host that hangs do not keep those of others from being refreshed.
+func TestRefreshHangingHost(t *testing.T) {
+	var hangs atomic.Bool
+	var mu sync.Mutex
+	asked := map[string]int{}
+	o := options(source{list: func(ctx context.Context, path string) ([]string, error) {
+		host, _, _ := strings.Cut(path, "/")
+		mu.Lock()
+		asked[host]++
+		mu.Unlock()
+		if hangs.Load() && host == "slow.example" {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return []string{"v1.0.0"}, nil
+	}})
+	o.Ahead = Ahead{Refresh: 24 * time.Hour, MaxStale: 10 * time.Minute, Parallel: 8}
+	inBubble(t, memory.New(0, nil), o, func(t *testing.T, c *Crawler) {
+		for i := range 50 {
+			for _, host := range []string{"slow.example", "fast.example"} {
+				if _, err := c.List(t.Context(), fmt.Sprintf("%s/m%d", host, i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		hangs.Store(true)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		mu.Lock()
+		fast := asked["fast.example"]
+		mu.Unlock()
+		// First after 1 minute, then 2 and 4, then every 8.
+		if fast < 50*7 || fast > 50*12 {
+			t.Errorf("50 lists were asked for %d times in an hour", fast)
+		}
+		hangs.Store(false)
+		time.Sleep(time.Hour)
+		for i := range 50 {
+			known, err := c.ledger.Known(t.Context(), storage.Key{Path: fmt.Sprintf("slow.example/m%d", i), File: storage.FileList})
+			if err != nil || time.Since(known.Checked) > 15*time.Minute {
+				t.Errorf("an hour after the host is back: %+v, %v", known, err)
+			}
+		}
+	})
 }

@@ -107,13 +107,28 @@ func (cu *cursor[T]) write(ctx context.Context, hold time.Duration) error {
 	if err != nil {
 		return err
 	}
-	err = cu.ledger.CompareAndSwap(ctx, cu.key, cu.kept, raw)
-	if errors.Is(err, storage.ErrSwapped) {
-		// One's own, of which the answer was lost?
-		if now, e := cu.ledger.Load(ctx, cu.key); e != nil || string(now) != string(raw) {
+	for range 3 {
+		err = cu.ledger.CompareAndSwap(ctx, cu.key, cu.kept, raw)
+		if !errors.Is(err, storage.ErrSwapped) {
+			break
+		}
+		// A write of one's own, of which the answer was lost, or came too late, is no
+		// other's.
+		now, e := cu.ledger.Load(ctx, cu.key)
+		if e != nil {
+			return e
+		}
+		var other place[T]
+		if string(now) != string(raw) && (json.Unmarshal(now, &other) != nil || other.Holder != cu.holder) {
 			return errHeld
 		}
-		err = nil
+		cu.kept = now
+		if string(now) == string(raw) {
+			return nil
+		}
+	}
+	if errors.Is(err, storage.ErrSwapped) {
+		return errHeld
 	}
 	if err == nil {
 		cu.kept = raw

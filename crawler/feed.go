@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -136,8 +137,10 @@ func (c *Crawler) follow(ctx context.Context, feed Feed) error {
 func (c *Crawler) outdateList(ctx context.Context, path string, versions []string) error {
 	k := storage.Key{Path: path, File: storage.FileList}
 	known, err := c.ledger.Known(ctx, k)
-	if err != nil {
-		return ctx.Err() // nobody has asked
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // nobody has asked
+	} else if err != nil {
+		return err
 	}
 	has := map[string]bool{}
 	for _, v := range known.Versions {
@@ -145,15 +148,19 @@ func (c *Crawler) outdateList(ctx context.Context, path string, versions []strin
 	}
 	for _, v := range versions {
 		if !has[v] && !module.IsPseudoVersion(v) {
-			err := c.renew(ctx, k)
-			c.countAhead(path, err)
+			if err := c.renew(ctx, k); forgotten(err) {
+				return err
+			} else if ctx.Err() == nil {
+				c.countAhead(path, err)
+			}
 			break
 		}
 	}
 	return ctx.Err()
 }
 
-// renew has an answer fetched anew, however fresh it is.
+// renew has an answer fetched anew, however fresh it is. An answer that nobody has asked
+// for is not: fs.ErrNotExist.
 func (c *Crawler) renew(ctx context.Context, k storage.Key) error {
 	known, err := c.ledger.Known(ctx, k)
 	if err != nil {
@@ -163,7 +170,7 @@ func (c *Crawler) renew(ctx context.Context, k storage.Key) error {
 		old := *known
 		old.Checked = time.Time{}
 		if err := c.ledger.SetKnown(ctx, k, &old); err != nil {
-			return err
+			return notQueued{err}
 		}
 	}
 	return c.bring(ctx, k)

@@ -15,21 +15,23 @@ import (
 	"golang.org/x/mod/module"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/fleet"
 	"github.com/athensctl/athensctl/storage"
 )
 
 // fetch does the work of one job. outcome is "ok", "kept" (somebody else did
 // it), "refused" (upstream has no such thing, or it can't be had; remembered),
-// or "" with an error.
+// or "" with an error, which may pass.
 func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, err error) {
 	k := job.Key
 	m := module.Version{Path: k.Path, Version: k.Query}
 	canonical := goproxy.IsCanonical(k.Path, k.Query)
+	asked := time.Now().UTC() // what upstream says is true then, however long the answer takes
 	if done, err := c.isDone(ctx, job, canonical); err != nil {
-		return "", err
+		return "", ours(k, err)
 	} else if done {
 		if k.File == storage.FileZip {
-			c.complete(ctx, m) // a crash may have come between the two
+			c.complete(ctx, m, true) // a crash may have come between the two
 		}
 		return "kept", nil
 	}
@@ -44,22 +46,42 @@ func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, 
 		err = c.fetchMod(ctx, m)
 	case k.File == storage.FileZip:
 		if err = c.fetchZip(ctx, m); err == nil {
-			c.complete(ctx, m)
+			c.complete(ctx, m, false)
 		}
 	default:
 		err = goproxy.Errorf(http.StatusBadRequest, "%s: not something that can be fetched", k)
 	}
-	switch goproxy.Status(err) {
-	case http.StatusOK:
+	switch {
+	case err == nil:
 		return "ok", nil
-	case http.StatusNotFound, http.StatusGone, http.StatusForbidden, http.StatusNotImplemented:
-		known := &storage.Known{Checked: time.Now().UTC(), RefusedStatus: goproxy.Status(err), Refused: err.Error()}
+	case isRefused(err):
+		known := &storage.Known{Checked: asked, RefusedStatus: goproxy.Status(err), Refused: err.Error()}
 		if err := c.ledger.SetKnown(ctx, k, known); err != nil {
-			return "", err
+			return "", ours(k, err)
 		}
 		return "refused", err
+	case isPending(err) && job.Priority == storage.Demand:
+		return "refused", err // for this once: who comes again has it asked for again
 	}
-	return "", err
+	return "", ours(k, err)
+}
+
+// ours is an error that is not upstream's answer as who waits is told it: that a folder or
+// storage says "not found" or "forbidden" is not said of a module. It may pass.
+func ours(k storage.Key, err error) error {
+	switch s := goproxy.Status(err); {
+	case isPending(err):
+		return goproxy.Errorf(http.StatusBadGateway, "%s", err)
+	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusNotFound, s == http.StatusGone, s == http.StatusNotImplemented:
+		return goproxy.Errorf(http.StatusInternalServerError, "%s: %s", k, err) // the cause's status is not to be found in it
+	}
+	return err
+}
+
+// isPending reports that upstream has no such thing yet, and looks for it.
+func isPending(err error) bool {
+	var e *goproxy.Error
+	return errors.As(err, &e) && e.NoStore && goproxy.IsAbsent(err)
 }
 
 // isDone reports whether the job's result is there already: a crash, or another
@@ -77,7 +99,7 @@ func (c *Crawler) isDone(ctx context.Context, job *storage.Job, canonical bool) 
 	case k.File == storage.FileInfo && canonical:
 		_, err = c.store.Resolve(ctx, k.Path, k.Query)
 	default:
-		_, err = c.known(ctx, k)
+		_, err = c.known(ctx, k, c.o.Freshness)
 	}
 	if b != nil {
 		b.Close()
@@ -88,56 +110,84 @@ func (c *Crawler) isDone(ctx context.Context, job *storage.Job, canonical bool) 
 	return err == nil, err
 }
 
-// ask asks the origins in their order, as the go command does with GOPROXY.
-// What is not there is upstream's 404 or 410; every other failure is 502 but
-// for the 501 of an origin that is not supported, and keeps what upstream said
-// about coming again. An unsupported origin behind one that said "not found"
-// changes nothing of that but the text: the go command asks for every prefix of
-// a path, and must be told that there is no such module.
-// Source: https://go.dev/ref/mod#goproxy-protocol.
+// off is the name of the origin behind which nobody is asked.
+const off = "off"
+
+// ask asks the origins in their order, as the go command does with GOPROXY, and returns
+// what says most where none has an answer: a failure (502, with what upstream said about
+// coming again; 503 where it was not asked, for its host's bounds) before "not supported" (501), and that before absence (404), so that
+// nothing counts as absent while somebody could not be asked. The last two are refusals;
+// absence while one of them still looks is not. An unsupported origin behind one that said
+// "not found" changes nothing of that but the text: the go command asks for every
+// prefix of a path, and must be told that there is no such module.
+// Sources: https://go.dev/ref/mod#goproxy-protocol, cmd/go/internal/modfetch.TryProxies.
 func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, error) {
 	var none T
-	err := error(goproxy.NotFound("%s: upstream is off", what))
-	for i, o := range c.o.Origins {
-		var v T
-		before := err
-		if v, err = f(o.Source); err == nil {
+	absence := goproxy.NotFound("%s: upstream is off", what)
+	var unsupported, failure error
+	asked, pending := false, false
+	for _, o := range c.o.Origins {
+		v, err := f(o.Source)
+		if err == nil {
 			return v, nil
 		}
-		if i > 0 && goproxy.Status(err) == http.StatusNotImplemented && errors.Is(before, fs.ErrNotExist) {
-			err = goproxy.NotFound("%w (%s: %w)", before, o.Name, err)
-		}
-		absent := errors.Is(err, fs.ErrNotExist)
-		switch s := goproxy.Status(err); {
-		case absent && strings.HasPrefix(err.Error(), "not found: "+what):
-		case absent:
-			err = goproxy.NotFound("%s at %s: %w", what, o.Name, err)
-		case s == http.StatusNotImplemented:
-		default:
+		var cause *goproxy.Error
+		errors.As(err, &cause)
+		absent := goproxy.IsAbsent(err)
+		switch {
+		case goproxy.IsLocal(err):
+			return none, goproxy.Errorf(http.StatusInternalServerError, "%s: %w", what, err)
+		case !absent && goproxy.Status(err) == http.StatusNotImplemented && asked && unsupported == nil && failure == nil:
+			absent = true
+			absence = goproxy.NotFound("%w (%s: %w)", absence, o.Name, err)
+		case !absent && goproxy.Status(err) == http.StatusNotImplemented:
+			unsupported = err
+		case !absent:
 			e := goproxy.Errorf(http.StatusBadGateway, "%s: %s: %w", what, o.Name, err)
-			var cause *goproxy.Error
-			if errors.As(err, &cause) {
+			if cause != nil {
 				e.RetryAfter = cause.RetryAfter
 			}
-			err = e
+			if isNotSent(err) {
+				e.Status = http.StatusServiceUnavailable // a bound was hit
+			}
+			failure = e
+		case strings.HasPrefix(err.Error(), "not found: "+what):
+			absence = goproxy.NotFound("%w", err)
+		default:
+			absence = goproxy.NotFound("%s at %s: %w", what, o.Name, err)
 		}
-		if !absent && !o.AnyError {
+		asked = true
+		pending = pending || absent && cause != nil && cause.NoStore
+		if !absent && !o.AnyError || o.Name == off {
 			break
 		}
 	}
-	return none, err
+	switch {
+	case failure != nil:
+		return none, failure
+	case pending:
+		absence.NoStore = true
+		return none, absence
+	case unsupported != nil:
+		return none, refused{unsupported}
+	}
+	return none, refused{absence}
 }
 
 func (c *Crawler) fetchList(ctx context.Context, k storage.Key) error {
 	last, err := c.ledger.Known(ctx, k)
-	if err == nil && last.RefusedStatus == 0 {
-		ctx = goproxy.WithValidator(ctx, last.Validator)
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	// A refusal is no list that could be the same still.
+	conditional := err == nil && last.RefusedStatus == 0 && last.Validator != ""
+	if conditional {
+		ctx = goproxy.WithValidator(ctx, last.Validator)
+	}
+	asked := time.Now().UTC()
 	next, err := ask(c, k.Path+": version list", func(s goproxy.Source) (*storage.Known, error) {
 		list, err := s.List(ctx, k.Path)
-		if errors.Is(err, goproxy.ErrNotModified) {
+		if conditional && errors.Is(err, goproxy.ErrNotModified) {
 			return &storage.Known{Versions: last.Versions, Validator: last.Validator}, nil
 		} else if err != nil {
 			return nil, err
@@ -151,36 +201,37 @@ func (c *Crawler) fetchList(ctx context.Context, k storage.Key) error {
 	if err != nil {
 		return err
 	}
-	next.Checked = time.Now().UTC()
+	next.Checked = asked
 	return c.ledger.SetKnown(ctx, k, next)
 }
 
 // fetchQuery asks for what is not a canonical version. "latest" is worked out
 // from the list where upstream has no answer for it.
 func (c *Crawler) fetchQuery(ctx context.Context, k storage.Key) error {
+	asked := time.Now().UTC()
 	info, err := ask(c, k.Path+"@"+k.Query, func(s goproxy.Source) (*goproxy.Info, error) {
 		return s.Resolve(ctx, k.Path, k.Query)
 	})
-	if k.Query == goproxy.Latest && (errors.Is(err, fs.ErrNotExist) || goproxy.Status(err) == http.StatusNotImplemented) {
+	if k.Query == goproxy.Latest && (isRefused(err) || isPending(err)) {
 		// Within this job: waiting for another would hold a worker.
 		if found, foundErr := c.latestOfList(ctx, k.Path); foundErr == nil {
 			info, err = found, nil
-		} else if !errors.Is(foundErr, fs.ErrNotExist) {
+		} else if !goproxy.IsAbsent(foundErr) || isPending(foundErr) {
 			err = foundErr
 		}
 	}
 	if err != nil {
 		return err
 	}
-	return c.ledger.SetKnown(ctx, k, &storage.Known{Checked: time.Now().UTC(), Info: info.JSON()})
+	return c.ledger.SetKnown(ctx, k, &storage.Known{Checked: asked, Info: info.JSON()})
 }
 
 func (c *Crawler) latestOfList(ctx context.Context, path string) (*goproxy.Info, error) {
 	k := storage.Key{Path: path, File: storage.FileList}
-	known, err := c.known(ctx, k)
+	known, err := c.known(ctx, k, c.o.Freshness)
 	if errors.Is(err, fs.ErrNotExist) && !isRefused(err) {
 		if err = c.fetchList(ctx, k); err == nil {
-			known, err = c.known(ctx, k)
+			known, err = c.known(ctx, k, c.o.Freshness+atMost(k.File))
 		}
 	}
 	if err != nil {
@@ -206,7 +257,7 @@ func (c *Crawler) fetchInfo(ctx context.Context, m module.Version) error {
 	if err != nil {
 		return err
 	}
-	return keep(c.store.Put(ctx, m, storage.Files{Info: info.JSON()}))
+	return keep(c.put(ctx, m, storage.Files{Info: info.JSON()}, 0))
 }
 
 func (c *Crawler) fetchMod(ctx context.Context, m module.Version) error {
@@ -227,7 +278,7 @@ func (c *Crawler) fetchMod(ctx context.Context, m module.Version) error {
 	if err := verifyMod(mod, verify); err != nil {
 		return err
 	}
-	return keep(c.store.Put(ctx, m, storage.Files{Mod: mod}))
+	return keep(c.put(ctx, m, storage.Files{Mod: mod}, int64(len(mod))))
 }
 
 func badAnswer(err error) error {
@@ -246,13 +297,18 @@ func (c *Crawler) expect(ctx context.Context, path, version string) (verify func
 	}
 	ch := make(chan answer, 1)
 	go func() {
-		h1, err := c.o.Verifier.H1(ctx, path, version)
-		ch <- answer{h1, err}
+		var a answer
+		defer func() { ch <- a }()
+		defer goproxy.Recover(&a.err)
+		a.h1, a.err = c.o.Verifier.H1(ctx, path, version)
 	}()
 	return func(h1 string) error {
 		select {
 		case want := <-ch:
-			if want.err != nil || want.h1 == "" || want.h1 == h1 {
+			switch {
+			case goproxy.Status(want.err) == http.StatusForbidden:
+				return refused{want.err}
+			case want.err != nil || want.h1 == "" || want.h1 == h1:
 				return want.err
 			}
 			c.mismatches.Inc()
@@ -274,10 +330,6 @@ func verifyMod(mod []byte, verify func(string) error) error {
 // fetchZip spools the zip to disk, checks all of it, and only then keeps it,
 // with the go.mod file that is in it.
 func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
-	if err := c.zips.Acquire(ctx, 1); err != nil {
-		return err
-	}
-	defer c.zips.Release(1)
 	verify, verifyItsMod := c.expect(ctx, m.Path, m.Version), c.expect(ctx, m.Path, m.Version+"/go.mod")
 	tmp, err := os.CreateTemp(c.o.TempDir, "fetch-")
 	if err != nil {
@@ -291,11 +343,11 @@ func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
 		return storage.FullDisk(err) // where that is why: upstream is well
 	}
 	h1, mod, err := goproxy.CheckZip(m, tmp.Name())
-	if err == nil {
-		err = c.sameMod(ctx, m, mod)
-	}
 	if err != nil {
 		return badAnswer(err)
+	}
+	if err := c.sameMod(ctx, m, mod); err != nil {
+		return err
 	}
 	if err := verifyMod(mod, verifyItsMod); err != nil {
 		return err
@@ -303,23 +355,39 @@ func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
 	if err := verify(h1); err != nil {
 		return err
 	}
+	size, err := tmp.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
 	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	return keep(c.store.Put(ctx, m, storage.Files{Mod: mod, Zip: tmp, ZipH1: h1}))
+	return keep(c.put(ctx, m, storage.Files{Mod: mod, Zip: tmp, ZipH1: h1}, size))
 }
 
 // complete fetches .info where the zip was asked for alone, as a job of its own
-// that this worker does: a git host's answer to the zip holds it. It is for later:
-// who waits for the zip has it, whatever comes of this.
-func (c *Crawler) complete(ctx context.Context, m module.Version) {
-	if _, err := c.store.Resolve(ctx, m.Path, m.Version); !errors.Is(err, fs.ErrNotExist) {
+// that this worker does: a git host's answer to the zip holds it. Where .info is kept and
+// the zip was found kept (again), whoever kept them may not have got as far as the list
+// and the index: a Put that changes nothing does. It is for later: who waits for the zip
+// has it, whatever comes of this.
+func (c *Crawler) complete(ctx context.Context, m module.Version, again bool) {
+	info, err := c.store.Resolve(ctx, m.Path, m.Version)
+	if err == nil && again {
+		if err := keep(c.put(ctx, m, storage.Files{Info: info.JSON()}, 0)); err != nil {
+			c.o.Log.Warn("a version may not be listed", "version", m.String(), "err", err)
+		}
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
 		return
 	}
 	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileInfo}
-	job, err := c.ledger.Start(ctx, jobOf(ctx, k, storage.Demand), c.workerName(), c.o.Lease)
-	if err == nil && job != nil {
-		err = c.run(ctx, job)
+	var job *storage.Job
+	job, err = c.ledger.Start(ctx, jobOf(ctx, k, storage.Demand), c.workerName(), c.o.Lease)
+	switch {
+	case errors.Is(err, storage.ErrQueueFull):
+		err = c.fetchInfo(ctx, m) // without a job: nobody would ever make another
+	case err == nil && job != nil:
+		err = c.run(ctx, job, nil)
 	}
 	if err != nil {
 		c.o.Log.Warn("a version is not complete", "version", m.String(), "err", err)
@@ -376,9 +444,18 @@ func (c *Crawler) sameMod(ctx context.Context, m module.Version, mod []byte) err
 		return err
 	}
 	if !bytes.Equal(have, mod) {
-		return fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m)
+		return badAnswer(fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m))
 	}
 	return nil
+}
+
+// put is Put, which has a minute, in the background five, and a second more for each 256 KiB.
+func (c *Crawler) put(ctx context.Context, m module.Version, f storage.Files, sizeBytes int64) error {
+	most := time.Minute
+	if fleet.CallOf(ctx).Background {
+		most *= 5
+	}
+	return do(ctx, most+time.Duration(sizeBytes>>18)*time.Second, func(ctx context.Context) error { return c.store.Put(ctx, m, f) })
 }
 
 // keep takes a conflict as success: another crawler was first, and what it kept stays.

@@ -1,12 +1,14 @@
 package crawler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -24,7 +26,10 @@ type HostOptions struct {
 	Connections int     // requests at once; those ahead of demand have half of them
 	Rate        float64 // requests a second; 0: as many as come
 	Failures    int     // in a row, after which nothing is sent for a time; 0: never
-	Metrics     prometheus.Registerer
+	// Timeout is the longest pause in a body, and how long one may be slower than 8 KiB/s;
+	// 0: 30 s.
+	Timeout time.Duration
+	Metrics prometheus.Registerer
 }
 
 // Hosts is what the crawler knows of the hosts that it asks: each has its own bounds,
@@ -35,8 +40,9 @@ type Hosts struct {
 	requests *prometheus.CounterVec
 	received *prometheus.CounterVec
 
-	mu    sync.Mutex
-	hosts map[string]*host
+	mu     sync.Mutex
+	hosts  map[string]*host
+	labels map[string]bool // the hosts that metrics name
 }
 
 // host is one host. After some failures in a row nothing is sent for a time (the
@@ -44,9 +50,11 @@ type Hosts struct {
 type host struct {
 	slots, ahead *semaphore.Weighted
 	limit        *rate.Limiter
-	label        string
+	name, label  string
 	received     prometheus.Counter
 	most         int // failures; 0: any number
+	timeout      time.Duration
+	users        int // requests, under Hosts.mu: while there are any it is not forgotten
 
 	mu       sync.Mutex
 	failures int // in a row
@@ -58,14 +66,15 @@ type host struct {
 const (
 	openAtMost    = 30 * time.Second
 	pauseAtMost   = 10 * time.Minute // however long a host asks for
-	slotWait      = 10 * time.Second
+	slotWait      = time.Minute      // clients wait less: the setting fetch-timeout
+	slotWaitAhead = 10 * time.Second
 	maxHosts      = 10_000
 	maxHostLabels = 100
 )
 
 // NewHosts returns no hosts yet.
 func NewHosts(o HostOptions) *Hosts {
-	h := &Hosts{o: o, hosts: map[string]*host{}, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+	h := &Hosts{o: o, hosts: map[string]*host{}, labels: map[string]bool{}, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "athensctl_host_requests_total",
 		Help: "Requests to hosts on the internet, by host (the first 100, then other) and outcome (ok, refused: 4xx; limited: 429, 503 and spent rate limits; failed: other 5xx and no answer; held: not sent, for the host's bounds).",
 	}, []string{"host", "outcome"}), received: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -78,27 +87,66 @@ func NewHosts(o HostOptions) *Hosts {
 	return h
 }
 
-func (h *Hosts) get(name string) *host {
+// get returns a host that is not forgotten before done.
+func (h *Hosts) get(name string) (t *host, done func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	t := h.hosts[name]
+	t = h.hosts[name]
 	if t == nil {
 		if len(h.hosts) >= maxHosts {
-			clear(h.hosts) // what was known of them is learned again
+			h.forget(time.Now())
 		}
 		n := int64(max(1, h.o.Connections))
-		t = &host{slots: semaphore.NewWeighted(n), ahead: semaphore.NewWeighted(max(1, n/2)), label: name, most: h.o.Failures}
+		t = &host{slots: semaphore.NewWeighted(n), ahead: semaphore.NewWeighted(max(1, n/2)), name: name, label: name, most: h.o.Failures, timeout: cmp.Or(h.o.Timeout, 30*time.Second)}
 		if h.o.Rate > 0 {
 			// One after the other: a burst would make more of the first second.
 			t.limit = rate.NewLimiter(rate.Limit(h.o.Rate), 1)
 		}
-		if len(h.hosts) >= maxHostLabels {
+		if len(h.labels) < maxHostLabels {
+			h.labels[name] = true
+		}
+		if !h.labels[name] {
 			t.label = "other"
 		}
 		t.received = h.received.WithLabelValues(t.label)
 		h.hosts[name] = t
 	}
-	return t
+	t.users++
+	return t, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		t.users--
+	}
+}
+
+// forget makes room: for those of which there is nothing to know, which are learned again.
+// Where each asks for a pause, as somebody's thousands of hosts may, it is a tenth: those
+// whose pauses end first.
+func (h *Hosts) forget(now time.Time) {
+	type pause struct {
+		name  string
+		until time.Time
+	}
+	var paused []pause
+	for name, t := range h.hosts {
+		t.mu.Lock()
+		until := t.until
+		t.mu.Unlock()
+		switch {
+		case t.users > 0:
+		case until.After(now):
+			paused = append(paused, pause{name, until})
+		default:
+			delete(h.hosts, name)
+		}
+	}
+	if len(h.hosts) < maxHosts {
+		return
+	}
+	slices.SortFunc(paused, func(a, b pause) int { return a.until.Compare(b.until) })
+	for _, p := range paused[:(len(paused)+9)/10] {
+		delete(h.hosts, p.name)
+	}
 }
 
 // notSent is the error of a request that was not sent, for the host's bounds: a 503.
@@ -115,19 +163,23 @@ func isNotSent(err error) bool {
 // Wrap keeps the bounds of each host for the requests that go through next.
 func (h *Hosts) Wrap(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(req *http.Request) (*http.Response, error) {
-		t := h.get(req.URL.Host)
-		release, err := t.enter(req.Context())
+		t, done := h.get(req.URL.Host)
+		leave, err := t.enter(req.Context())
 		if err != nil {
+			done()
 			h.requests.WithLabelValues(t.label, "held").Inc()
 			return nil, err
 		}
-		resp, err := next.RoundTrip(req)
+		release := sync.OnceFunc(func() { leave(); done() })
+		ctx, cancel := context.WithCancelCause(req.Context())
+		resp, err := next.RoundTrip(req.WithContext(ctx))
 		h.requests.WithLabelValues(t.label, t.ended(req.Context(), resp, err, time.Now())).Inc()
 		if err != nil {
+			cancel(nil)
 			release()
 			return nil, err
 		}
-		resp.Body = &heldBody{ReadCloser: resp.Body, release: release, received: t.received}
+		resp.Body = newHeldBody(resp.Body, t, ctx, cancel, release)
 		return resp, nil
 	})
 }
@@ -136,22 +188,57 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
-// heldBody gives the host's slot back when it is closed.
+// bodyRate is what a host has to send, once it has begun to answer: bytes a second, on
+// average, after HostOptions.Timeout.
+const bodyRate = 8 << 10
+
+// heldBody gives the host's slot back when it is closed, and is cut when it comes too
+// slowly. What its reader does between two Reads does not count.
 type heldBody struct {
 	io.ReadCloser
-	release  func()
-	received prometheus.Counter
+	host    *host
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	release func()
+	timer   *time.Timer
+	spent   time.Duration // waiting for it
+	bytes   int64
 }
 
+func newHeldBody(r io.ReadCloser, t *host, ctx context.Context, cancel context.CancelCauseFunc, release func()) *heldBody {
+	b := &heldBody{ReadCloser: r, host: t, ctx: ctx, cancel: cancel, release: release}
+	b.timer = time.AfterFunc(t.timeout, func() { cancel(errSlow) })
+	b.timer.Stop() // it runs only while a Read waits
+	return b
+}
+
+// errSlow is why a body was cut.
+var errSlow = errors.New("the answer comes too slowly")
+
 func (b *heldBody) Read(p []byte) (int, error) {
+	left := b.host.timeout + time.Duration(float64(b.bytes)/bodyRate*float64(time.Second)) - b.spent
+	began := time.Now()
+	b.timer.Reset(min(left, b.host.timeout))
 	n, err := b.ReadCloser.Read(p)
-	b.received.Add(float64(n))
+	b.timer.Stop()
+	b.spent += time.Since(began)
+	b.bytes += int64(n)
+	b.host.received.Add(float64(n))
+	if err != nil && err != io.EOF && context.Cause(b.ctx) == errSlow {
+		err = goproxy.Errorf(http.StatusBadGateway, "%s: %w: %d bytes in %v", b.host.name, errSlow, b.bytes, b.spent.Round(time.Second))
+		b.host.mu.Lock()
+		defer b.host.mu.Unlock()
+		b.host.failed(time.Now(), err.Error())
+	}
 	return n, err
 }
 
 func (b *heldBody) Close() error {
+	b.timer.Stop()
 	b.release()
-	return b.ReadCloser.Close()
+	err := b.ReadCloser.Close()
+	b.cancel(nil)
+	return err
 }
 
 // enter waits for a place among the host's requests. The function it returns gives it
@@ -160,7 +247,11 @@ func (t *host) enter(ctx context.Context) (release func(), err error) {
 	if err := t.open(time.Now(), false); err != nil {
 		return nil, err
 	}
-	wait, cancel := context.WithTimeout(ctx, slotWait)
+	most := slotWait
+	if fleet.CallOf(ctx).Background {
+		most = slotWaitAhead
+	}
+	wait, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	var taken []*semaphore.Weighted
 	release = sync.OnceFunc(func() {
@@ -175,14 +266,14 @@ func (t *host) enter(ctx context.Context) (release func(), err error) {
 	for _, s := range sems {
 		if s.Acquire(wait, 1) != nil {
 			release()
-			return nil, held(ctx, time.Second, "%s: too many requests wait for it", t.label)
+			return nil, held(ctx, time.Second, "%s: too many requests wait for it", t.name)
 		}
 		taken = append(taken, s)
 	}
 	if t.limit != nil {
 		if t.limit.Wait(wait) != nil {
 			release()
-			return nil, held(ctx, time.Second, "%s: too many requests a second are wanted of it", t.label)
+			return nil, held(ctx, time.Second, "%s: too many requests a second are wanted of it", t.name)
 		}
 	}
 	// It may have failed, or asked for a pause, in the meantime.
@@ -205,11 +296,11 @@ func (t *host) open(now time.Time, sends bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if left := t.until.Sub(now); left > 0 {
-		return held(context.Background(), max(time.Second, left), "%s: nothing is sent for %v: %s", t.label, left.Round(time.Second), t.why)
+		return held(context.Background(), max(time.Second, left), "%s: nothing is sent for %v: %s", t.name, left.Round(time.Second), t.why)
 	}
 	if t.most > 0 && t.failures >= t.most {
 		if t.probing {
-			return held(context.Background(), time.Second, "%s: it is being tried whether it is back: %s", t.label, t.why)
+			return held(context.Background(), time.Second, "%s: it is being tried whether it is back: %s", t.name, t.why)
 		}
 		t.probing = sends
 	}
@@ -222,7 +313,7 @@ func (t *host) ended(ctx context.Context, resp *http.Response, err error, now ti
 	defer t.mu.Unlock()
 	t.probing = false
 	if err != nil {
-		if ctx.Err() == nil { // else it is who asked that left
+		if !errors.Is(ctx.Err(), context.Canceled) { // which is who asked that left; a time that is over is the host's
 			t.failed(now, err.Error())
 		}
 		return "failed"

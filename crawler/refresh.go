@@ -20,7 +20,8 @@ type watched struct {
 	asked    time.Time     // by somebody, last
 	next     time.Time     // when to look
 	interval time.Duration // between two looks
-	versions []string      // when it was looked at last
+	versions []string      // when it was looked at last; nil: there are none, or it is not known
+	looking  bool          // somebody looks
 }
 
 // maxWatched bounds the memory; lists beyond it are as fresh as demand makes them.
@@ -46,13 +47,14 @@ func (c *Crawler) watch(path string) {
 	w.asked = now
 }
 
-// due takes the lists whose time has come, up to limit; the most overdue first.
-func (r *refresher) due(now time.Time, keep time.Duration, limit int) []string {
+// due are the lists whose time has come; the most overdue first.
+func (r *refresher) due(now time.Time, keep time.Duration) []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var paths []string
 	for path, w := range r.lists {
 		switch {
+		case w.looking:
 		case now.Sub(w.asked) > keep:
 			delete(r.lists, path)
 		case !w.next.After(now):
@@ -60,12 +62,21 @@ func (r *refresher) due(now time.Time, keep time.Duration, limit int) []string {
 		}
 	}
 	slices.SortFunc(paths, func(a, b string) int { return r.lists[a].next.Compare(r.lists[b].next) })
-	return paths[:min(len(paths), limit)]
+	return paths
+}
+
+// look notes that somebody looks at a list, until looked.
+func (r *refresher) look(path string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if w := r.lists[path]; w != nil {
+		w.looking = true
+	}
 }
 
 // looked notes what a look has found: a list that has changed is looked at again as
-// soon as it may be, one that has not after twice the time, but before it is so old
-// that a reader would have to wait.
+// soon as it may be, one that has not, or that could not be had, after twice the time, but
+// before it is so old that a reader would have to wait.
 func (r *refresher) looked(path string, now time.Time, versions []string, least, most time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -73,36 +84,57 @@ func (r *refresher) looked(path string, now time.Time, versions []string, least,
 	if w == nil {
 		return
 	}
-	if w.versions != nil && !slices.Equal(w.versions, versions) {
+	w.looking = false
+	if w.versions != nil && versions != nil && !slices.Equal(w.versions, versions) {
 		w.interval = least
 	} else {
 		w.interval = max(least, min(2*w.interval, most))
 	}
-	w.versions = append([]string{}, versions...)
+	if versions != nil {
+		w.versions = slices.Clone(versions)
+	}
 	w.next = now.Add(w.interval)
 }
 
-// refreshDue looks at the lists whose time has come.
+// refreshDue begins to look at the lists whose time has come, some at once, and of those
+// of one host half as many: it waits for none, so that one that hangs does not keep
+// the others waiting.
 func (c *Crawler) refreshDue(ctx context.Context) error {
-	a := c.o.Ahead
-	paths := c.refresh.due(time.Now(), a.Refresh, 10*max(1, a.Parallel))
-	return c.each(ctx, paths, func(ctx context.Context, path string) error {
-		k := storage.Key{Path: path, File: storage.FileList}
-		known, err := c.ledger.Known(ctx, k)
-		// Somebody else may have looked; a list that is fresh is not asked for.
-		if err == nil && time.Since(known.Checked) >= c.o.Freshness {
-			err = c.bring(ctx, k)
-			c.countAhead(path, err)
+	for _, path := range c.refresh.due(time.Now(), c.o.Ahead.Refresh) {
+		if !c.refreshes.room() {
+			break
+		}
+		leave := c.refreshes.try(laneOf(storage.Key{Path: path, File: storage.FileList}), storage.Demand)
+		if leave == nil {
+			continue
+		}
+		c.refresh.look(path)
+		c.begun.Go(func() {
+			defer leave()
+			c.refreshList(ctx, path)
+		})
+	}
+	return nil
+}
+
+// refreshList looks at a list: somebody else may have done it, and one that is fresh is
+// not asked for.
+func (c *Crawler) refreshList(ctx context.Context, path string) {
+	k := storage.Key{Path: path, File: storage.FileList}
+	known, err := c.ledger.Known(ctx, k)
+	if err == nil && time.Since(known.Checked) >= c.o.Freshness {
+		err = c.bring(ctx, k)
+		if ctx.Err() != nil {
+			return
+		}
+		c.countAhead(path, err)
+		if err == nil {
 			known, err = c.ledger.Known(ctx, k)
 		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		var versions []string
-		if err == nil {
-			versions = known.Versions
-		}
-		c.refresh.looked(path, time.Now(), versions, c.o.Freshness, a.MaxStale*4/5)
-		return nil
-	})
+	}
+	var versions []string
+	if err == nil {
+		versions = known.Versions
+	}
+	c.refresh.looked(path, time.Now(), versions, c.o.Freshness, c.o.Ahead.MaxStale*4/5)
 }

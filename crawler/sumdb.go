@@ -44,14 +44,16 @@ const (
 type SumDB struct {
 	Name    string
 	key     string
-	direct  *goproxy.Client                // the database itself
-	proxies []*goproxy.Client              // upstream proxies, which may hand it on
-	client  atomic.Pointer[goproxy.Client] // the one that answers; nil: not known yet
+	direct  *goproxy.Client   // the database itself
+	proxies []*goproxy.Client // upstream proxies, which may hand it on
+	known   note.Verifiers
 	ledger  storage.Ledger
 	private func(path string) bool
 
 	flights singleflight.Group
 	mu      sync.Mutex
+	client  *goproxy.Client   // the one that answers; nil: not known
+	failing time.Time         // since when it does not; zero: it does
 	cache   map[string][]byte // answers that never change, by path
 	older   map[string][]byte // what cache was before it was full
 	verify  *verifier         // remembers every answer, and every failure: replaced in time
@@ -86,11 +88,11 @@ func NewSumDB(setting string, client *http.Client, upstream []*url.URL, ledger s
 		return nil, fmt.Errorf("sumdb: %q is not an http or https URL", base)
 	}
 	s := &SumDB{
-		Name: verifier.Name(), key: key, ledger: ledger, private: private, cache: map[string][]byte{},
+		Name: verifier.Name(), key: key, known: note.VerifierList(verifier), ledger: bounded{ledger}, private: private, cache: map[string][]byte{},
 		direct: &goproxy.Client{Base: u, HTTP: client},
 	}
 	if len(f) > 1 {
-		s.client.Store(s.direct)
+		upstream = nil // nobody else is asked
 	}
 	for _, u := range upstream {
 		s.proxies = append(s.proxies, &goproxy.Client{Base: u.JoinPath("sumdb", s.Name), HTTP: client})
@@ -135,31 +137,28 @@ func (s *SumDB) drop(c *verifier) {
 }
 
 // Get returns the answer for a path of the database's protocol (/latest,
-// /lookup/…, /tile/…). Requests for one path share one question, and lookups and
-// tiles are remembered: a client asks for those that verifying needed.
+// /lookup/…, /tile/…), if it has the shape of one (goproxy.CheckSumDB). Requests for one
+// path share one question, and lookups and tiles are remembered: a client asks for
+// those that verifying needed.
 func (s *SumDB) Get(ctx context.Context, path string) ([]byte, error) {
 	if b := s.remembered(path); b != nil {
 		return b, nil
 	}
+	if err := goproxy.CheckSumDB(path, nil, nil); errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	v, err, _ := s.flights.Do(path, func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sumDBTimeout)
+		ctx, cancel := context.WithTimeout(forMany(ctx), sumDBTimeout)
 		defer cancel()
-		client, err := s.choose(ctx)
-		var resp *http.Response
-		if err == nil {
-			resp, err = client.Get(ctx, path)
+		b, err := s.ask(ctx, path)
+		var e *goproxy.Error
+		if errors.As(err, &e) && e.Status < 500 && e.Status != http.StatusTooManyRequests {
+			s.ended(nil)
+			return nil, err
 		}
+		s.ended(err)
 		if err != nil {
-			var e *goproxy.Error
-			if errors.As(err, &e) && e.Status < 500 && e.Status != http.StatusTooManyRequests {
-				return nil, err
-			}
 			return nil, goproxy.Busy(retrySumDB, "checksum database %s: %s cannot be had: %w", s.Name, path, err)
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(io.LimitReader(resp.Body, maxSumDBBytes))
-		if err != nil {
-			return nil, goproxy.Busy(retrySumDB, "checksum database %s: %s: %w", s.Name, path, err)
 		}
 		if path != "/latest" {
 			s.remember(path, b)
@@ -170,6 +169,23 @@ func (s *SumDB) Get(ctx context.Context, path string) ([]byte, error) {
 		return nil, err
 	}
 	return v.([]byte), nil
+}
+
+func (s *SumDB) ask(ctx context.Context, path string) ([]byte, error) {
+	client, err := s.choose(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Get(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxSumDBBytes))
+	if err == nil {
+		err = goproxy.CheckSumDB(path, b, s.known)
+	}
+	return b, err
 }
 
 // maxRemembered bounds the answers that are remembered, twice; a tile has 8 KB.
@@ -195,22 +211,48 @@ func (s *SumDB) remember(path string, b []byte) {
 
 // choose finds who answers for the database.
 func (s *SumDB) choose(ctx context.Context) (*goproxy.Client, error) {
-	if c := s.client.Load(); c != nil {
+	s.mu.Lock()
+	c := s.client
+	s.mu.Unlock()
+	if c != nil {
 		return c, nil
 	}
 	for _, c := range s.proxies {
 		resp, err := c.Get(ctx, "/supported")
 		if err == nil {
 			resp.Body.Close()
-			s.client.Store(c)
-			return c, nil
+			return s.chosen(c), nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err // not known: ask again next time
 		}
 	}
-	s.client.Store(s.direct)
-	return s.direct, nil
+	return s.chosen(s.direct), nil
+}
+
+func (s *SumDB) chosen(c *goproxy.Client) *goproxy.Client {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.client, s.failing = c, time.Time{}
+	return c
+}
+
+// chooseAgain: after so long without an answer, another may be the one to ask: a proxy
+// that was being restarted when it was asked whether it hands the database on.
+const chooseAgain = 2 * time.Minute
+
+// ended notes how a question ended.
+func (s *SumDB) ended(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch now := time.Now(); {
+	case err == nil:
+		s.failing = time.Time{}
+	case s.failing.IsZero():
+		s.failing = now
+	case now.Sub(s.failing) >= chooseAgain:
+		s.client, s.failing = nil, time.Time{}
+	}
 }
 
 // H1 implements Verifier. A version that the database does not know is 403 and

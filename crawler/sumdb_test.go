@@ -3,6 +3,7 @@ package crawler
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -12,11 +13,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.org/x/mod/sumdb"
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/fleet"
 	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/memory"
 )
@@ -215,5 +219,122 @@ func TestNewSumDB(t *testing.T) {
 		if _, err := NewSumDB(setting, nil, nil, memory.New(0, nil), nil); err == nil || !strings.HasPrefix(err.Error(), "sumdb: ") {
 			t.Errorf("%q: %v", setting, err)
 		}
+	}
+}
+
+// inProcess is an HTTP client whose servers are handlers, by host.
+func inProcess(hosts map[string]http.HandlerFunc) *http.Client {
+	return &http.Client{Transport: roundTripper(func(req *http.Request) (*http.Response, error) {
+		h := hosts[req.URL.Host]
+		if h == nil {
+			return nil, errors.New("no such host")
+		}
+		w := httptest.NewRecorder()
+		h(w, req)
+		resp := w.Result()
+		resp.Request = req
+		return resp, nil
+	})}
+}
+
+// Who answers for the database is chosen again when it does not for minutes.
+func TestSumDBChoosesAgain(t *testing.T) {
+	l := newLogServer(t)
+	l.use(hashA)
+	synctest.Test(t, func(t *testing.T) {
+		supported, asked := http.StatusNotFound, 0
+		s, err := NewSumDB(l.verifier, inProcess(map[string]http.HandlerFunc{
+			"mirror.example": func(w http.ResponseWriter, r *http.Request) {
+				path := strings.TrimPrefix(r.URL.Path, "/sumdb/sum.example.com")
+				if path == "/supported" {
+					asked++
+					w.WriteHeader(supported)
+					return
+				}
+				http.StripPrefix("/sumdb/sum.example.com", l.log.Load()).ServeHTTP(w, r)
+			},
+		}), []*url.URL{{Scheme: "https", Host: "mirror.example"}}, memory.New(0, nil), func(string) bool { return false })
+		if err != nil {
+			t.Fatal(err)
+		}
+		get := func() int {
+			_, err := s.Get(t.Context(), "/latest")
+			return goproxy.Status(err)
+		}
+		if status := get(); status != 503 || asked != 1 {
+			t.Errorf("the mirror does not hand it on, and there is no way to the database: %d; the mirror was asked %d times", status, asked)
+		}
+		supported = http.StatusOK
+		for began := time.Now(); get() != 200; time.Sleep(10 * time.Second) {
+			if time.Since(began) > 3*time.Minute {
+				t.Fatal("not after 3 minutes")
+			}
+		}
+		if asked != 2 {
+			t.Errorf("the mirror was asked %d times", asked)
+		}
+		// What the database has not got is an answer, however often.
+		for range 60 {
+			if _, err := s.Get(t.Context(), "/lookup/example.com/unknown@v1.0.0"); goproxy.Status(err) != 404 {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Second)
+		}
+		if asked != 2 || get() != 200 {
+			t.Errorf("the mirror was asked %d times", asked)
+		}
+	})
+}
+
+// A page that something else has put in place of an answer is neither handed on nor
+// remembered.
+func TestSumDBShape(t *testing.T) {
+	l := newLogServer(t)
+	l.use(hashA)
+	s := l.open(t, memory.New(0, nil))
+	if _, err := s.H1(t.Context(), "example.com/m", "v1.0.0"); err != nil {
+		t.Fatal(err)
+	}
+	s = l.open(t, memory.New(0, nil))
+	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "<html>sign in first</html>") })
+	paths := []string{"/latest", "/lookup/example.com/m@v1.0.0", "/tile/8/0/000.p/1", "/tile/8/data/000.p/1"}
+	l.instead.Store(&page)
+	for _, path := range paths {
+		if b, err := s.Get(t.Context(), path); goproxy.Status(err) != 503 {
+			t.Errorf("%s: %q, %v", path, b, err)
+		}
+	}
+	l.instead.Store(nil)
+	for _, path := range paths {
+		if _, err := s.Get(t.Context(), path); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	asked := 0
+	page = func(http.ResponseWriter, *http.Request) { asked++ }
+	l.instead.Store(&page)
+	for _, path := range []string{"/supported", "/favicon.ico", "/tile/8/0/../../latest"} {
+		if _, err := s.Get(t.Context(), path); goproxy.Status(err) != 404 || asked != 0 {
+			t.Errorf("%s: %v, asked %d times", path, err, asked)
+		}
+	}
+}
+
+// What is asked on behalf of many is not asked as what nobody waits for.
+func TestSumDBForMany(t *testing.T) {
+	l := newLogServer(t)
+	l.use(hashA)
+	background := true
+	s, err := NewSumDB(l.verifier+" https://sum.example.com", &http.Client{Transport: roundTripper(func(req *http.Request) (*http.Response, error) {
+		background = fleet.CallOf(req.Context()).Background
+		w := httptest.NewRecorder()
+		l.log.Load().ServeHTTP(w, req)
+		return w.Result(), nil
+	})}, nil, memory.New(0, nil), func(string) bool { return false })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Get(fleet.WithBackground(t.Context()), "/latest"); err != nil || background {
+		t.Errorf("in the background %v: %v", background, err)
 	}
 }

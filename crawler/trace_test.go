@@ -131,9 +131,9 @@ func TestJobTrace(t *testing.T) {
 	untraced := crawler("has no tracer", nil)
 	defer run(untraced)()
 	eventually(t, "it runs", func() bool {
-		w, ok := untraced.hire()
+		_, ok := untraced.begin()
 		if ok {
-			w.leave()
+			untraced.begun.Done()
 		}
 		return ok
 	})

@@ -192,6 +192,9 @@ func (c *Client) ask(ctx context.Context, path, what string) (*http.Response, er
 	defer resp.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 2<<10))
 	e := &Error{Status: resp.StatusCode, Message: c.message(resp, path, text)}
+	if resp.StatusCode == http.StatusNotModified && req.Header.Get("If-None-Match") == "" {
+		e.Status = http.StatusBadGateway // nothing was asked that this answers
+	}
 	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
 		e.RetryAfter = min(time.Duration(s)*time.Second, time.Hour)
 	}

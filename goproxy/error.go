@@ -52,10 +52,13 @@ func (e *Error) Is(target error) bool {
 // IsAbsent reports whether an error says that there is no such thing. One of this machine's
 // file system does not, though it may match fs.ErrNotExist: a folder of ours that is gone
 // says nothing of a module.
-func IsAbsent(err error) bool {
+func IsAbsent(err error) bool { return errors.Is(err, fs.ErrNotExist) && !IsLocal(err) }
+
+// IsLocal reports whether an error is one of this machine's file system.
+func IsLocal(err error) bool {
 	var path *fs.PathError
 	var link *os.LinkError
-	return errors.Is(err, fs.ErrNotExist) && !errors.As(err, &path) && !errors.As(err, &link)
+	return errors.As(err, &path) || errors.As(err, &link)
 }
 
 // Status maps any error to its HTTP status: the one place where that is

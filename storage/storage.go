@@ -223,7 +223,7 @@ type Ledger interface {
 	// worker ends it, and returns that attempt's error: nil when it went well.
 	// There is no such job: nil at once; then look for the result. An attempt
 	// that ended before the call is not seen, but for that of a job that is parked.
-	// Status, message and RetryAfter of a *goproxy.Error survive.
+	// Status, message, RetryAfter and NoStore of a *goproxy.Error survive.
 	Wait(ctx context.Context, k Key) error
 	// Jobs returns up to limit jobs of the queue, in no order.
 	Jobs(ctx context.Context, limit int) ([]Job, error)
@@ -241,11 +241,12 @@ type Ledger interface {
 }
 
 // Cause is the error of an attempt as it is kept and sent: what survives of it is
-// its status, its message and its RetryAfter.
+// its status, its message, its RetryAfter and its NoStore.
 type Cause struct {
 	Status     int
 	Message    string
 	RetryAfter time.Duration `json:",omitempty"`
+	NoStore    bool          `json:",omitempty"`
 }
 
 // CauseOf is nil for nil.
@@ -256,7 +257,7 @@ func CauseOf(err error) *Cause {
 	c := &Cause{Status: goproxy.Status(err), Message: err.Error()}
 	var e *goproxy.Error
 	if errors.As(err, &e) {
-		c.RetryAfter = e.RetryAfter
+		c.RetryAfter, c.NoStore = e.RetryAfter, e.NoStore
 	}
 	return c
 }
@@ -266,7 +267,7 @@ func (c *Cause) Err() error {
 	if c == nil {
 		return nil
 	}
-	return &goproxy.Error{Status: c.Status, Message: c.Message, RetryAfter: c.RetryAfter}
+	return &goproxy.Error{Status: c.Status, Message: c.Message, RetryAfter: c.RetryAfter, NoStore: c.NoStore}
 }
 
 // Failed notes how an attempt ended.

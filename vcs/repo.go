@@ -90,7 +90,8 @@ func (s *Source) refsOf(ctx context.Context, repo *remote.Repo, maxAge time.Dura
 // once runs f once for all who want key at the same time. It goes on when one of
 // them leaves.
 func (s *Source) once(ctx context.Context, key string, f func(context.Context) (any, error)) (any, error) {
-	ch := s.flights.DoChan(key, func() (any, error) {
+	ch := s.flights.DoChan(key, func() (_ any, err error) {
+		defer goproxy.Recover(&err) // packs are strangers' bytes, and nobody else can in here
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Minute)
 		defer cancel()
 		return f(ctx)

@@ -216,7 +216,7 @@ func (p *process) addCrawler() error {
 	if cfg.NetworkMode == proxy.Offline {
 		return nil
 	}
-	bounds := crawler.NewHosts(crawler.HostOptions{Connections: cfg.HostConnections, Rate: float64(cfg.HostRate), Failures: cfg.HostFailures, Metrics: p.registry})
+	bounds := crawler.NewHosts(crawler.HostOptions{Connections: cfg.HostConnections, Rate: float64(cfg.HostRate), Failures: cfg.HostFailures, Timeout: cfg.UpstreamTimeout, Metrics: p.registry})
 	upstream := &http.Client{Transport: bounded(bounds)(&http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: cfg.Workers,
 		ResponseHeaderTimeout: cfg.UpstreamTimeout, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,

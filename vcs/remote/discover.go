@@ -291,7 +291,8 @@ func (c *cache) do(ctx context.Context, key string, f func(context.Context) (*Re
 	if ok && time.Now().Before(d.until) {
 		return d.repo, d.err
 	}
-	ch := c.flights.DoChan(key, func() (any, error) {
+	ch := c.flights.DoChan(key, func() (_ any, err error) {
+		defer goproxy.Recover(&err)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
 		repo, err := f(ctx)

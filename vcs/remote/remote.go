@@ -71,6 +71,9 @@ type rule struct {
 const (
 	maxRedirects = 10
 	dialTimeout  = 10 * time.Second
+	// headerTimeout is how long a host may take to begin its answer; a git server sends
+	// something every 5 s while it makes a pack (uploadpack.keepAlive).
+	headerTimeout = time.Minute
 )
 
 // New checks the options. An error names what is wrong, and no secret.
@@ -170,7 +173,7 @@ type openKey struct{}
 func (r *Remote) transport() http.RoundTripper {
 	t := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second,
-		TLSHandshakeTimeout: dialTimeout, MaxResponseHeaderBytes: 64 << 10,
+		TLSHandshakeTimeout: dialTimeout, MaxResponseHeaderBytes: 64 << 10, ResponseHeaderTimeout: headerTimeout,
 		DialContext: r.dial,
 	}
 	t.RegisterProtocol("ssh", r.ssh)

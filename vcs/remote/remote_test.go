@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -11,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/athensctl/athensctl/goproxy"
@@ -273,6 +275,26 @@ func FuzzNetrc(f *testing.F) {
 			if c.prefix == "" || c.user == "" || c.secret == "" {
 				t.Errorf("%+v", c)
 			}
+		}
+	})
+}
+
+// A host that takes a request and does not begin to answer is given up.
+func TestHostDoesNotAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRemote(t, Options{
+			InsteadOf: []string{"https://git.example/=http://mirror.example/"},
+			Dial: func(context.Context, string, string) (net.Conn, error) {
+				here, there := net.Pipe()
+				go io.Copy(io.Discard, there)
+				return here, nil
+			},
+		})
+		began := time.Now()
+		// As vcs.Source makes it of a go-import with "mod".
+		c := &goproxy.Client{Base: &url.URL{Scheme: "http", Host: "mirror.example"}, HTTP: r.HTTP(), IdleTimeout: 30 * time.Second}
+		if _, err := c.List(t.Context(), "git.example/m"); goproxy.Status(err) != 504 || time.Since(began) != headerTimeout {
+			t.Errorf("after %v: %d %v", time.Since(began), goproxy.Status(err), err)
 		}
 	})
 }

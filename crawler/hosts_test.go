@@ -1,0 +1,235 @@
+package crawler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/athensctl/athensctl/goproxy"
+)
+
+// answering is a transport whose bodies are read from what body returns.
+type answering func(req *http.Request) (body func(p []byte) (int, error), err error)
+
+func (a answering) RoundTrip(req *http.Request) (*http.Response, error) {
+	body, err := a(req)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{
+		StatusCode: 200, Status: "200 OK", Header: http.Header{}, ProtoMajor: 1, ProtoMinor: 1, Request: req, ContentLength: -1,
+		Body: io.NopCloser(readerFunc(body)),
+	}, nil
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// pause is a sleep that ends with the request.
+func pause(ctx context.Context, d time.Duration) error {
+	if !sleep(ctx, d) {
+		return ctx.Err()
+	}
+	return nil
+}
+
+// A body that comes too slowly is cut, and its host has failed: not one that pauses now
+// and then, nor one that is read slowly.
+func TestSlowBody(t *testing.T) {
+	type body struct {
+		chunk, size int
+		every       time.Duration
+		reader      time.Duration // between two reads
+	}
+	for name, tc := range map[string]struct {
+		body
+		cut time.Duration // 0: not
+	}{
+		"at once":             {body{1 << 10, 1 << 20, 0, 0}, 0},
+		"a dripping byte":     {body{1, 1 << 20, 29 * time.Second, 0}, 30 * time.Second},
+		"nothing":             {body{1, 1, 24 * time.Hour, 0}, 30 * time.Second},
+		"4 KiB/s":             {body{4 << 10, 1 << 20, time.Second, 0}, time.Minute},
+		"10 KiB/s":            {body{10 << 10, 1 << 20, time.Second, 0}, 0},
+		"1 MiB every 29 s":    {body{1 << 20, 10 << 20, 29 * time.Second, 0}, 0},
+		"1 MiB every 31 s":    {body{1 << 20, 10 << 20, 31 * time.Second, 0}, 30 * time.Second},
+		"a reader that rests": {body{1 << 10, 100 << 10, 0, time.Minute}, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			h := NewHosts(HostOptions{Connections: 1, Failures: 1})
+			client := &http.Client{Transport: h.Wrap(answering(func(req *http.Request) (func([]byte) (int, error), error) {
+				left := tc.size
+				return func(p []byte) (int, error) {
+					if left <= 0 {
+						return 0, io.EOF
+					}
+					if err := pause(req.Context(), tc.every); err != nil {
+						return 0, err
+					}
+					n := min(tc.chunk, left, len(p))
+					left -= n
+					return n, nil
+				}, nil
+			}))}
+			resp, err := client.Get("https://a.example/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			buf := make([]byte, 1<<20)
+			for err == nil {
+				_, err = resp.Body.Read(buf)
+				time.Sleep(tc.reader)
+			}
+			took := time.Since(began)
+			resp.Body.Close()
+			if cut := errors.Is(err, errSlow); cut != (tc.cut > 0) || cut && took.Round(10*time.Second) != tc.cut || !cut && err != io.EOF || cut && goproxy.Status(err) != 502 {
+				t.Errorf("%s: %v after %v", name, err, took)
+			}
+			// The place is free; the circuit is open where it was cut.
+			if _, err = client.Get("https://a.example/"); isNotSent(err) != (tc.cut > 0) {
+				t.Errorf("%s: the next request: %v", name, err)
+			}
+		})
+	}
+	h := NewHosts(HostOptions{Connections: 1, Timeout: 2 * time.Minute})
+	if a, _ := h.get("a.example"); a.timeout != 2*time.Minute {
+		t.Errorf("a timeout of 2 minutes is %v", a.timeout)
+	}
+}
+
+// A request that the caller cancels has not failed; its end is not held.
+func TestHeldBodyCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHosts(HostOptions{Connections: 1, Failures: 1})
+		client := &http.Client{Transport: h.Wrap(answering(func(req *http.Request) (func([]byte) (int, error), error) {
+			return func([]byte) (int, error) { return 0, pause(req.Context(), time.Hour) }, nil
+		}))}
+		ctx, cancel := context.WithCancel(t.Context())
+		req, err := http.NewRequestWithContext(ctx, "GET", "https://a.example/", strings.NewReader(""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(time.Second, cancel)
+		if _, err := io.ReadAll(resp.Body); !errors.Is(err, context.Canceled) {
+			t.Errorf("read: %v", err)
+		}
+		resp.Body.Close()
+		if _, err := client.Get("https://a.example/"); err != nil {
+			t.Errorf("the next request: %v", err)
+		}
+	})
+}
+
+// A host that does not answer before the time for the request is over has failed; not one
+// that the caller did not wait for.
+func TestCircuitOfHangingHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, cancels := range []bool{false, true} {
+			asked := 0
+			client := &http.Client{Transport: NewHosts(HostOptions{Connections: 4, Failures: 3}).Wrap(answering(func(req *http.Request) (func([]byte) (int, error), error) {
+				asked++
+				<-req.Context().Done()
+				return nil, req.Context().Err()
+			}))}
+			for range 20 {
+				ctx, stop := context.WithTimeout(t.Context(), 30*time.Second)
+				if cancels {
+					ctx, stop = context.WithCancel(t.Context())
+					time.AfterFunc(30*time.Second, stop)
+				}
+				req, err := http.NewRequestWithContext(ctx, "GET", "https://hangs.example/", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := client.Do(req); err == nil {
+					t.Error("no error")
+				}
+				stop()
+			}
+			if cancels && asked != 20 || !cancels && asked > 5 {
+				t.Errorf("cancelled %v: asked %d times of 20", cancels, asked)
+			}
+		}
+	})
+}
+
+// However many hosts there are, a host's pause is kept, and so is one that is being asked.
+func TestManyHosts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ended := make(chan struct{})
+		h := NewHosts(HostOptions{Connections: 1, Failures: 1})
+		client := &http.Client{Transport: h.Wrap(roundTripper(func(req *http.Request) (*http.Response, error) {
+			resp := &http.Response{StatusCode: 200, Header: http.Header{}, Body: http.NoBody, Request: req}
+			switch host, _, _ := strings.Cut(req.URL.Host, "."); {
+			case host == "busy":
+				<-ended
+			case host == "paused":
+				resp.StatusCode = 429
+				resp.Header.Set("Retry-After", "600")
+			case host == "broken":
+				return nil, errors.New("connection refused")
+			case strings.HasPrefix(host, "rude"):
+				resp.StatusCode = 429
+				resp.Header.Set("Retry-After", "300")
+			}
+			return resp, nil
+		}))}
+		get := func(host string) error {
+			resp, err := client.Get("https://" + host + "/")
+			if err == nil {
+				resp.Body.Close()
+			}
+			return err
+		}
+		done := make(chan error)
+		go func() { done <- get("busy.example") }()
+		synctest.Wait()
+		get("paused.example")
+		for _, kind := range []string{"plain", "rude"} {
+			get("broken.example") // its circuit is open for a second
+			for i := range maxHosts + 100 {
+				if err := get(fmt.Sprintf("%s%d.example", kind, i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := len(h.hosts); n > maxHosts {
+				t.Errorf("%s: %d hosts are remembered", kind, n)
+			}
+			if err := get("paused.example"); !isNotSent(err) {
+				t.Errorf("%s: the pause is forgotten: %v", kind, err)
+			}
+			if kind == "plain" && !isNotSent(get("broken.example")) {
+				t.Errorf("%s: the circuit is forgotten", kind)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			req, _ := http.NewRequestWithContext(ctx, "GET", "https://busy.example/", nil)
+			if _, err := client.Do(req); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s: a second request to a host with one connection: %v", kind, err)
+			}
+			cancel()
+		}
+		close(ended)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if n := len(h.labels); n != maxHostLabels {
+			t.Errorf("%d labels", n)
+		}
+		for name, host := range h.hosts {
+			if host.users != 0 {
+				t.Errorf("%s has %d users", name, host.users)
+			}
+		}
+	})
+}
