@@ -88,8 +88,11 @@ func Copy(ctx context.Context, from Source, to storage.Store, o Options) (*Resul
 	there := &target{store: to}
 	return each(ctx, from, o, func(ctx context.Context, r *Result, m module.Version) error {
 		if there.has(ctx, m) {
-			r.Skipped.Add(1)
-			return nil
+			err := there.finish(ctx, m)
+			if err == nil {
+				r.Skipped.Add(1)
+			}
+			return err
 		}
 		n, err := copyOne(ctx, from, to, m, o.TempDir)
 		if damaged := (Damaged{}); errors.As(err, &damaged) {
@@ -174,6 +177,19 @@ func (t *target) has(ctx context.Context, m module.Version) bool {
 		t.path, t.list = m.Path, l.Versions
 	}
 	return slices.Contains(t.list, m.Version)
+}
+
+// finish ends a Put that was cut when all files were kept: one that changes nothing does. A
+// store of another process has looked to that itself.
+func (t *target) finish(ctx context.Context, m module.Version) error {
+	if _, remote := t.store.(*storage.Client); remote {
+		return nil
+	}
+	info, err := t.store.Resolve(ctx, m.Path, m.Version)
+	if err != nil {
+		return err
+	}
+	return t.store.Put(ctx, m, storage.Files{Info: info.JSON()})
 }
 
 // copyOne copies the files that there are of one version.
