@@ -48,12 +48,13 @@ func NoFetch(ctx context.Context) bool { return ctx.Value(noFetch{}) != nil }
 // Handler answers GET and HEAD requests of the GOPROXY protocol from src. It
 // is meant for one catch-all route. Errors are returned, for ErrorHandler.
 func Handler(src Source) echo.HandlerFunc {
+	paths := newAsked()
 	return func(c echo.Context) error {
 		r := c.Request()
 		if err := CheckURL(r); err != nil {
 			return err
 		}
-		req, err := ParseRequest(MarkNoFetch(c))
+		req, err := paths.parse(MarkNoFetch(c))
 		if err != nil {
 			return err
 		}
@@ -96,7 +97,7 @@ func CheckURL(r *http.Request) error {
 	return nil
 }
 
-func serveList(ctx context.Context, c echo.Context, src Source, req Request) error {
+func serveList(ctx context.Context, c echo.Context, src Source, req *askedPath) error {
 	list, err := src.List(ctx, req.Path)
 	if err != nil {
 		return err
@@ -108,7 +109,7 @@ func serveList(ctx context.Context, c echo.Context, src Source, req Request) err
 	return writeBytes(c, text, time.Time{})
 }
 
-func serveInfo(ctx context.Context, c echo.Context, src Source, req Request) error {
+func serveInfo(ctx context.Context, c echo.Context, src Source, req *askedPath) error {
 	info, err := src.Resolve(ctx, req.Path, req.Query)
 	if err != nil {
 		return err
@@ -117,7 +118,7 @@ func serveInfo(ctx context.Context, c echo.Context, src Source, req Request) err
 	h := c.Response().Header()
 	h["Content-Type"] = applicationJSON
 	if info.Version == req.Query {
-		if setImmutable(c, int64(len(body)), info.Kept) {
+		if setImmutable(c, req, int64(len(body)), info.Kept) {
 			return nil
 		}
 	} else {
@@ -126,7 +127,7 @@ func serveInfo(ctx context.Context, c echo.Context, src Source, req Request) err
 	return writeBytes(c, body, info.Kept)
 }
 
-func serveFile(ctx context.Context, c echo.Context, src Source, req Request) error {
+func serveFile(ctx context.Context, c echo.Context, src Source, req *askedPath) error {
 	m := module.Version{Path: req.Path, Version: req.Query}
 	contentType, get := textPlain, src.Mod
 	if req.File == FileZip {
@@ -139,7 +140,7 @@ func serveFile(ctx context.Context, c echo.Context, src Source, req Request) err
 	defer blob.Close()
 	h := c.Response().Header()
 	h["Content-Type"] = contentType
-	if setImmutable(c, blob.SizeBytes, blob.ModTime) {
+	if setImmutable(c, req, blob.SizeBytes, blob.ModTime) {
 		return nil
 	}
 	if m, ok := blob.ReadCloser.(memory); ok {
@@ -174,15 +175,15 @@ func setChanging(ctx context.Context, h http.Header, checked time.Time, stale bo
 
 // setImmutable sets the headers of a file that never changes. It answers a
 // conditional request itself when the client has the file, and then returns true.
-func setImmutable(c echo.Context, sizeBytes int64, modTime time.Time) (done bool) {
+func setImmutable(c echo.Context, req *askedPath, sizeBytes int64, modTime time.Time) (done bool) {
 	h := c.Response().Header()
 	h["Cache-Control"] = immutable
 	if modTime.IsZero() {
 		return false
 	}
-	etag := ETag(sizeBytes, modTime)
-	values := [...]string{etag, modTime.UTC().Format(http.TimeFormat)}
-	h["Etag"], h["Last-Modified"] = values[:1:1], values[1:]
+	stamp := req.stampOf(sizeBytes, modTime)
+	etag := stamp.etag[0]
+	h["Etag"], h["Last-Modified"] = stamp.etag, stamp.modified
 	rh := c.Request().Header
 	if match := rh.Get("If-None-Match"); match != "" {
 		if !matchesETag(match, etag) {

@@ -2,6 +2,7 @@ package serve
 
 import (
 	"io"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -9,6 +10,40 @@ import (
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
 )
+
+// listener's connections take a new write deadline only when it is later than the one that
+// they have by more than apart: net/http sets one for each request, which costs more than
+// a look at a cache.
+type listener struct {
+	net.Listener
+	apart time.Duration
+}
+
+// Accept implements net.Listener.
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if tcp, ok := c.(*net.TCPConn); ok && err == nil {
+		return &conn{TCPConn: tcp, apart: l.apart}, nil
+	}
+	return c, err
+}
+
+// conn keeps all that a TCPConn can do, sendfile above all.
+type conn struct {
+	*net.TCPConn
+	apart   time.Duration
+	writeBy time.Time
+}
+
+// SetWriteDeadline implements net.Conn. Only the goroutine that serves the connection
+// calls it.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	if later := t.Sub(c.writeBy); !c.writeBy.IsZero() && later >= 0 && later < c.apart {
+		return nil
+	}
+	c.writeBy = t
+	return c.TCPConn.SetWriteDeadline(t)
+}
 
 // pace bounds the pauses in a request's body: each read may take BodyTimeout.
 func (s *Servers) pace(c echo.Context) {

@@ -134,7 +134,7 @@ func (s *Servers) Listen(r Role) error {
 	if err != nil {
 		return fmt.Errorf("%s role: %w", r.Name, err)
 	}
-	s.list = append(s.list, server{r.Name, ln, &http.Server{
+	s.list = append(s.list, server{r.Name, listener{ln, s.o.WriteTimeout / 100}, &http.Server{
 		Handler:           e,
 		ReadHeaderTimeout: s.o.ReadHeaderTimeout,
 		WriteTimeout:      s.o.WriteTimeout,
@@ -238,7 +238,9 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 			if call.RequestID == "" || len(call.RequestID) > 64 || strings.ContainsFunc(call.RequestID, func(r rune) bool { return r < '!' || r > '~' }) {
 				call.RequestID = fleet.NewID(8)
 			}
-			res.Header()["X-Request-Id"] = []string{call.RequestID}
+			if r.Internal { // the public gets it with errors: what is good, a cache may hand to others
+				res.Header()["X-Request-Id"] = []string{call.RequestID}
+			}
 			call.Background = r.Internal && fleet.IsBackground(req.Header)
 			ctx := fleet.WithCall(req.Context(), call)
 			if r.Internal {
@@ -287,6 +289,7 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 				err = next(c)
 			}
 			if err != nil {
+				res.Header()["X-Request-Id"] = []string{call.RequestID}
 				if goproxy.Status(err) == http.StatusRequestEntityTooLarge || errors.Is(err, os.ErrDeadlineExceeded) {
 					s.refused.WithLabelValues("body").Inc()
 				}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -196,18 +197,69 @@ func TestCall(t *testing.T) {
 		}}, Options{})
 		parent := "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 		_, _, h := get(t, s.url+"/x", fleet.HeaderTimeout, "5000", fleet.HeaderRequestID, "my-id", fleet.HeaderPriority, "u=7", "traceparent", parent)
-		if h.Get(fleet.HeaderRequestID) != "my-id" || got.call.RequestID != "my-id" || got.trace != parent {
+		answered := map[bool]string{true: "my-id"}[internal] // the public gets it with errors
+		if h.Get(fleet.HeaderRequestID) != answered || got.call.RequestID != "my-id" || got.trace != parent {
 			t.Errorf("internal %v: %+v, answered %v", internal, got, h)
 		}
 		if got.call.Background != internal || (got.deadline > 4*time.Second && got.deadline <= 5*time.Second) != internal {
 			t.Errorf("internal %v: %+v", internal, got)
 		}
 		for _, id := range []string{"", strings.Repeat("x", 65), "with space", "caf\u00e9"} {
-			_, _, h := get(t, s.url+"/x", fleet.HeaderRequestID, id)
-			if made := h.Get(fleet.HeaderRequestID); len(made) != 16 || made == id {
+			get(t, s.url+"/x", fleet.HeaderRequestID, id)
+			if made := got.call.RequestID; len(made) != 16 || made == id {
 				t.Errorf("id %q became %q", id, made)
 			}
 		}
+	}
+}
+
+// Whoever gets an error can say which request it was.
+func TestErrorHasID(t *testing.T) {
+	s := run(t, Role{Routes: func(e *echo.Echo) {
+		e.GET("/x", func(echo.Context) error { return goproxy.NotFound("no x") })
+	}}, Options{})
+	for _, path := range []string{"/x", "/no-route"} {
+		if status, _, h := get(t, s.url+path, fleet.HeaderRequestID, "my-id"); status != 404 || h.Get(fleet.HeaderRequestID) != "my-id" {
+			t.Errorf("%s: %d %v", path, status, h)
+		}
+	}
+}
+
+// A write deadline is moved when it is worth it, and one that is nearer always.
+func TestWriteDeadline(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := listener{ln, time.Minute}
+	defer l.Close()
+	client, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	c := accepted.(*conn)
+	var _ io.ReaderFrom = c
+	now := time.Now()
+	for _, tc := range []struct{ set, want time.Time }{
+		{now.Add(time.Hour), now.Add(time.Hour)},
+		{now.Add(time.Hour + time.Second), now.Add(time.Hour)},
+		{now.Add(time.Hour + time.Minute), now.Add(time.Hour + time.Minute)},
+		{now.Add(time.Second), now.Add(time.Second)},
+		{time.Time{}, time.Time{}},
+		{now.Add(-time.Second), now.Add(-time.Second)},
+	} {
+		if err := c.SetWriteDeadline(tc.set); err != nil || !c.writeBy.Equal(tc.want) {
+			t.Errorf("set to now%+v: it is now%+v, %v", tc.set.Sub(now), c.writeBy.Sub(now), err)
+		}
+	}
+	if _, err := accepted.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("after the deadline: %v", err)
 	}
 }
 
