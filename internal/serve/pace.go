@@ -11,9 +11,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// listener's connections take a new write deadline only when it is later than the one that
-// they have by more than apart: net/http sets one for each request, which costs more than
-// a look at a cache.
+// listener's connections set a write deadline when something is written, and then only
+// when it is another by more than apart: net/http sets one before and after each request,
+// which costs more than a look at a cache.
 type listener struct {
 	net.Listener
 	apart time.Duration
@@ -28,21 +28,48 @@ func (l listener) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// conn keeps all that a TCPConn can do, sendfile above all.
+// conn is written to by one goroutine at a time, which is the one that sets the deadline.
 type conn struct {
 	*net.TCPConn
-	apart   time.Duration
-	writeBy time.Time
+	apart         time.Duration
+	wanted, inUse time.Time
 }
 
-// SetWriteDeadline implements net.Conn. Only the goroutine that serves the connection
-// calls it.
+// SetWriteDeadline implements net.Conn.
 func (c *conn) SetWriteDeadline(t time.Time) error {
-	if later := t.Sub(c.writeBy); !c.writeBy.IsZero() && later >= 0 && later < c.apart {
+	c.wanted = t
+	return nil
+}
+
+// SetDeadline implements net.Conn.
+func (c *conn) SetDeadline(t time.Time) error {
+	c.wanted, c.inUse = t, t
+	return c.TCPConn.SetDeadline(t)
+}
+
+// Write implements net.Conn.
+func (c *conn) Write(p []byte) (int, error) {
+	if err := c.setWriteDeadline(); err != nil {
+		return 0, err
+	}
+	return c.TCPConn.Write(p)
+}
+
+// ReadFrom implements io.ReaderFrom: by sendfile where r is a file.
+func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	if err := c.setWriteDeadline(); err != nil {
+		return 0, err
+	}
+	return c.TCPConn.ReadFrom(r)
+}
+
+func (c *conn) setWriteDeadline() error {
+	later := c.wanted.Sub(c.inUse)
+	if c.wanted.IsZero() == c.inUse.IsZero() && later >= 0 && later < c.apart {
 		return nil
 	}
-	c.writeBy = t
-	return c.TCPConn.SetWriteDeadline(t)
+	c.inUse = c.wanted
+	return c.TCPConn.SetWriteDeadline(c.wanted)
 }
 
 // pace bounds the pauses in a request's body: each read may take BodyTimeout.

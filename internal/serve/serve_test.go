@@ -225,7 +225,8 @@ func TestErrorHasID(t *testing.T) {
 	}
 }
 
-// A write deadline is moved when it is worth it, and one that is nearer always.
+// A write deadline is moved when it is worth it, one that is nearer always, and before what
+// is written.
 func TestWriteDeadline(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -246,7 +247,7 @@ func TestWriteDeadline(t *testing.T) {
 	c := accepted.(*conn)
 	var _ io.ReaderFrom = c
 	now := time.Now()
-	for _, tc := range []struct{ set, want time.Time }{
+	for i, tc := range []struct{ set, want time.Time }{
 		{now.Add(time.Hour), now.Add(time.Hour)},
 		{now.Add(time.Hour + time.Second), now.Add(time.Hour)},
 		{now.Add(time.Hour + time.Minute), now.Add(time.Hour + time.Minute)},
@@ -254,11 +255,15 @@ func TestWriteDeadline(t *testing.T) {
 		{time.Time{}, time.Time{}},
 		{now.Add(-time.Second), now.Add(-time.Second)},
 	} {
-		if err := c.SetWriteDeadline(tc.set); err != nil || !c.writeBy.Equal(tc.want) {
-			t.Errorf("set to now%+v: it is now%+v, %v", tc.set.Sub(now), c.writeBy.Sub(now), err)
+		c.SetWriteDeadline(time.Time{}) // as after each request
+		c.SetWriteDeadline(tc.set)
+		over := tc.want.Before(now) && !tc.want.IsZero()
+		if _, err := c.Write([]byte("x")); errors.Is(err, os.ErrDeadlineExceeded) != over || !c.inUse.Equal(tc.want) {
+			t.Errorf("%d: set to now%+v, it is now%+v, %v", i, tc.set.Sub(now), c.inUse.Sub(now), err)
 		}
 	}
-	if _, err := accepted.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
+	c.SetWriteDeadline(now.Add(-time.Second))
+	if _, err := c.ReadFrom(strings.NewReader("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("after the deadline: %v", err)
 	}
 }
