@@ -39,6 +39,10 @@ func (s *shelf) List(ctx context.Context, path string) (*VersionList, error) {
 		l := NewVersionList(path, []string{"v1.0.0"}, kept)
 		l.Stale = true
 		return l, nil
+	case "example.com/just-small":
+		return NewVersionList(path, []string{"v1.0.0-" + strings.Repeat("a", netHTTPKnowsLength-8)}, kept), nil
+	case "example.com/just-large":
+		return NewVersionList(path, []string{"v1.0.0-" + strings.Repeat("a", netHTTPKnowsLength-7)}, kept), nil
 	case "example.com/busy":
 		return nil, Busy(1500*time.Millisecond, "busy")
 	case "example.com/fetching":
@@ -99,6 +103,19 @@ func serveShelf(t *testing.T, s *shelf) *httptest.Server {
 	srv := httptest.NewServer(e)
 	t.Cleanup(srv.Close)
 	return srv
+}
+
+// Every answer has its length, whoever sets it.
+func TestLength(t *testing.T) {
+	srv := serveShelf(t, &shelf{})
+	for path, length := range map[string]int{"just-small": 2048, "just-large": 2049} {
+		for _, method := range []string{"GET", "HEAD"} {
+			_, headers, _ := answer(t, srv, method, "/example.com/"+path+"/@v/list")
+			if !strings.Contains(headers, fmt.Sprintf("Content-Length: %d\n", length)) {
+				t.Errorf("%s %s: %s", method, path, headers)
+			}
+		}
+	}
 }
 
 // answer is what a client sees; headers as "Name: value" lines in a fixed order.

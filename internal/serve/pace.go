@@ -2,6 +2,7 @@ package serve
 
 import (
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -96,27 +97,35 @@ func (b *pacedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// observers saves looking up a label set for each request.
-type observers[K comparable] struct {
+// outcome is what many requests have in common.
+type outcome struct {
+	method string
+	status int
+}
+
+// book is where the requests of one outcome are written down.
+type book struct {
+	seconds prometheus.Observer
+	log     slog.Handler // has the outcome's attributes
+}
+
+// books saves making a label set and the same part of a log line for each request.
+type books struct {
 	mu  sync.RWMutex
-	all map[K]prometheus.Observer
+	all map[outcome]book
 }
 
-func newObservers[K comparable]() *observers[K] {
-	return &observers[K]{all: map[K]prometheus.Observer{}}
-}
-
-func (o *observers[K]) get(k K, make func() prometheus.Observer) prometheus.Observer {
-	o.mu.RLock()
-	got := o.all[k]
-	o.mu.RUnlock()
-	if got == nil {
+func (b *books) get(o outcome, make func() book) book {
+	b.mu.RLock()
+	got, ok := b.all[o]
+	b.mu.RUnlock()
+	if !ok {
 		got = make()
-		o.mu.Lock()
-		if len(o.all) < 1000 {
-			o.all[k] = got
+		b.mu.Lock()
+		if len(b.all) < 1000 { // methods are the clients' words
+			b.all[o] = got
 		}
-		o.mu.Unlock()
+		b.mu.Unlock()
 	}
 	return got
 }

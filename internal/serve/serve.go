@@ -203,11 +203,7 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 	s.o.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "athensctl_requests_in_flight", Help: "Requests being answered.", ConstLabels: prometheus.Labels{"role": r.Name},
 	}, func() float64 { return float64(inflight.Load()) }))
-	type label struct {
-		method string
-		status int
-	}
-	observers := newObservers[label]()
+	books := books{all: map[outcome]book{}}
 	log := s.o.Log.Handler().WithAttrs([]slog.Attr{slog.String("role", r.Name)})
 	bytes := s.bytes.WithLabelValues(r.Name)
 	needName, needValue, _ := strings.Cut(r.RequireHeader, "=")
@@ -219,15 +215,19 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 			return
 		}
 		took := time.Since(start)
-		observers.get(label{req.Method, res.Status}, func() prometheus.Observer {
+		book := books.get(outcome{req.Method, res.Status}, func() book {
 			method := req.Method
 			if method != "GET" && method != "HEAD" && method != "POST" && method != "DELETE" {
 				method = "other"
 			}
-			return s.requests.WithLabelValues(r.Name, method, strconv.Itoa(res.Status))
-		}).Observe(took.Seconds())
+			return book{
+				s.requests.WithLabelValues(r.Name, method, strconv.Itoa(res.Status)),
+				log.WithAttrs([]slog.Attr{slog.String("method", req.Method), slog.Int("status", res.Status)}),
+			}
+		})
+		book.seconds.Observe(took.Seconds())
 		bytes.Add(float64(res.Size))
-		logRequest(ctx, log, start.Add(took), call, req, res, took, err)
+		logRequest(ctx, book.log, start.Add(took), call, req, res, took, err)
 		tracing.Served(span, res.Status, res.Size, err)
 	}
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
@@ -336,8 +336,7 @@ func logRequest(ctx context.Context, log slog.Handler, end time.Time, call fleet
 	}
 	line := slog.NewRecord(end, level, "request", 0)
 	line.AddAttrs(
-		slog.String("method", req.Method), slog.String("path", req.URL.Path), slog.Int("status", res.Status),
-		slog.Int64("bytes", res.Size), slog.Duration("took", took), slog.String("id", call.RequestID))
+		slog.String("path", req.URL.Path), slog.Int64("bytes", res.Size), slog.Duration("took", took), slog.String("id", call.RequestID))
 	if id := tracing.ID(ctx); id != "" {
 		line.AddAttrs(slog.String("trace_id", id))
 	}
