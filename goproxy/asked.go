@@ -16,18 +16,26 @@ type asked struct {
 	places [1024]atomic.Pointer[askedPath]
 }
 
-// askedPath is one path. Only its stamp changes.
+// askedPath is one path, and the headers that its last answer had, made once. Nothing
+// writes to them.
 type askedPath struct {
 	Request
 	urlPath string
 	stamp   atomic.Pointer[stamp]
+	checked atomic.Pointer[checked]
 }
 
-// stamp is the headers of a file that never changes, made once.
+// stamp is the headers of a file that never changes.
 type stamp struct {
 	sizeBytes      int64
 	unix           int64
-	etag, modified []string // as http.Header has them; nothing writes to them
+	etag, modified []string
+}
+
+// checked is the header of what changes.
+type checked struct {
+	at    time.Time
+	value []string
 }
 
 // maxAskedBytes is the longest path that is remembered.
@@ -63,4 +71,14 @@ func (p *askedPath) stampOf(sizeBytes int64, modTime time.Time) *stamp {
 	}
 	p.stamp.Store(s)
 	return s
+}
+
+// checkedOf is the value of HeaderChecked.
+func (p *askedPath) checkedOf(at time.Time) []string {
+	if c := p.checked.Load(); c != nil && c.at.Equal(at) {
+		return c.value
+	}
+	c := &checked{at, []string{at.UTC().Format(time.RFC3339Nano)}}
+	p.checked.Store(c)
+	return c.value
 }

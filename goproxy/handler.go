@@ -105,7 +105,7 @@ func serveList(ctx context.Context, c echo.Context, src Source, req *askedPath) 
 	text := list.Text()
 	h := c.Response().Header()
 	h["Content-Type"] = textPlain
-	setChanging(ctx, h, list.Checked, list.Stale)
+	setChanging(ctx, h, req, list.Checked, list.Stale)
 	return writeBytes(c, text, time.Time{})
 }
 
@@ -122,7 +122,7 @@ func serveInfo(ctx context.Context, c echo.Context, src Source, req *askedPath) 
 			return nil
 		}
 	} else {
-		setChanging(ctx, h, info.Checked, info.Stale)
+		setChanging(ctx, h, req, info.Checked, info.Stale)
 	}
 	return writeBytes(c, body, info.Kept)
 }
@@ -159,14 +159,14 @@ var (
 	acceptRanges    = []string{"bytes"}
 )
 
-func setChanging(ctx context.Context, h http.Header, checked time.Time, stale bool) {
+func setChanging(ctx context.Context, h http.Header, req *askedPath, checked time.Time, stale bool) {
 	if NoFetch(ctx) {
 		h.Set("Cache-Control", CacheNever)
 	} else {
 		h["Cache-Control"] = briefly
 	}
 	if !checked.IsZero() {
-		h.Set(HeaderChecked, checked.UTC().Format(time.RFC3339Nano))
+		h[HeaderChecked] = req.checkedOf(checked)
 	}
 	if stale {
 		h.Set(HeaderStale, "true")

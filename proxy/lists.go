@@ -40,7 +40,7 @@ func (p *Proxy) List(ctx context.Context, path string) (*goproxy.VersionList, er
 		}
 		return list, err
 	}
-	a, tier, err := p.current(ctx, k)
+	a, tier, err := p.current(ctx, start, k)
 	if err != nil {
 		if p.o.Mode == Fallback && mayFallBack(err) {
 			if list, keptErr := p.store.List(ctx, path); keptErr == nil && p.isKept(ctx, list, path) {
@@ -52,8 +52,8 @@ func (p *Proxy) List(ctx context.Context, path string) (*goproxy.VersionList, er
 		p.metrics.answered(ctx, start, tier, k.File)
 		return nil, err
 	}
-	p.metrics.answered(ctx, start, tier, k.File)
-	p.metrics.served(k.File, a.checked)
+	now := p.metrics.answered(ctx, start, tier, k.File)
+	p.metrics.served(k.File, now.Sub(a.checked))
 	if tier == fromOld {
 		l := *a.list
 		l.Stale = true
@@ -71,7 +71,7 @@ func (p *Proxy) resolveQuery(ctx context.Context, start time.Time, k storage.Key
 		}
 		return info, err
 	}
-	a, tier, err := p.current(ctx, k)
+	a, tier, err := p.current(ctx, start, k)
 	if err != nil {
 		if p.o.Mode == Fallback && mayFallBack(err) {
 			if info, keptErr := p.store.Resolve(ctx, k.Path, k.Query); keptErr == nil {
@@ -83,8 +83,8 @@ func (p *Proxy) resolveQuery(ctx context.Context, start time.Time, k storage.Key
 		p.metrics.answered(ctx, start, tier, k.File)
 		return nil, err
 	}
-	p.metrics.answered(ctx, start, tier, k.File)
-	p.metrics.served(k.File, a.checked)
+	now := p.metrics.answered(ctx, start, tier, k.File)
+	p.metrics.served(k.File, now.Sub(a.checked))
 	if tier == fromOld {
 		i := *a.info
 		i.Stale = true
@@ -116,12 +116,12 @@ func mayFallBack(err error) bool {
 // older still, it waits a little for the refresh. Only the first sight of k
 // waits as long as a fetch may take. tier is where the answer came from, of a refusal
 // too; "" with an error that is none.
-func (p *Proxy) current(ctx context.Context, k storage.Key) (a *changing, tier string, err error) {
+func (p *Proxy) current(ctx context.Context, now time.Time, k storage.Key) (a *changing, tier string, err error) {
 	if v, ok := p.memory.get(k); ok {
 		a, _ = v.(*changing)
 	}
 	tier = fromMemory
-	if a == nil || time.Since(a.looked) >= p.o.ListRemember || time.Since(a.checked) >= p.o.Freshness {
+	if a == nil || now.Sub(a.looked) >= p.o.ListRemember || now.Sub(a.checked) >= p.o.Freshness {
 		// Another proxy, or a push, may have had it refreshed, or have made it old.
 		if known := p.fromLedger(ctx, k); known != nil && (a == nil || !known.checked.Equal(a.checked) || a.looked != known.looked) {
 			a, tier = known, fromStorage
@@ -130,7 +130,7 @@ func (p *Proxy) current(ctx context.Context, k storage.Key) (a *changing, tier s
 	}
 	age := time.Duration(0)
 	if a != nil {
-		age = time.Since(a.checked)
+		age = now.Sub(a.checked)
 	}
 	switch {
 	case a == nil || a.err != nil && age >= p.o.Freshness:

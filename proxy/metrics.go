@@ -76,19 +76,22 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return m
 }
 
-// answered counts an answer that a request got from a tier; "": it got none.
-func (m *metrics) answered(ctx context.Context, start time.Time, tier string, f storage.File) {
+// answered counts an answer that a request got from a tier, now; "": it got none.
+func (m *metrics) answered(ctx context.Context, start time.Time, tier string, f storage.File) (now time.Time) {
+	took := time.Since(start)
+	now = start.Add(took)
 	if tier == "" {
-		return
+		return now
 	}
 	m.answers[tierFile{tier, f}].Inc()
-	m.seconds[tier].Observe(time.Since(start).Seconds())
+	m.seconds[tier].Observe(took.Seconds())
 	if span := trace.SpanFromContext(ctx); span.IsRecording() {
 		span.SetAttributes(attribute.String("athensctl.tier", tier))
 	}
+	return now
 }
 
 // served notes the age of a list, or of what a query stands for.
-func (m *metrics) served(f storage.File, checked time.Time) {
-	m.age[f].Observe(max(0, time.Since(checked).Seconds()))
+func (m *metrics) served(f storage.File, age time.Duration) {
+	m.age[f].Observe(max(0, age.Seconds()))
 }
