@@ -63,7 +63,8 @@ type Proxy struct {
 	metrics *metrics
 	// generation grows with each deletion: what was read before is not kept after.
 	generation atomic.Int64
-	behind     sync.Map // keys that are refreshed behind a reader now
+	behind     sync.Map    // keys that are refreshed behind a reader now
+	local      atomic.Bool // storage's zips are files of this machine: there is nothing to bring in
 }
 
 type file struct {
@@ -179,6 +180,11 @@ func (p *Proxy) zip(ctx context.Context, m module.Version) (b *goproxy.Blob, tie
 	if b := p.disk.get(k.String()); b != nil {
 		return b, fromDisk, nil
 	}
+	if p.local.Load() {
+		if b, err := p.store.Zip(ctx, m); err == nil {
+			return b, fromStorage, nil
+		}
+	}
 	for range 2 {
 		// One reader brings it into the disk cache; the others wait and open the file.
 		_, tier, err = p.fetch(ctx, k, func(ctx context.Context, s goproxy.Source) (any, error) {
@@ -216,6 +222,7 @@ func (p *Proxy) spool(ctx context.Context, k storage.Key, s goproxy.Source, m mo
 	defer b.Close()
 	begun()
 	if isLocalFile(b) {
+		p.local.Store(true)
 		return nil
 	}
 	if err := p.cache(k.String(), b, b.SizeBytes, b.ModTime); err != nil {
