@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -104,14 +105,14 @@ func status(url string) int {
 	return resp.StatusCode
 }
 
-// startUpstream serves this machine's module cache and a large module to the crawler,
+// startUpstream serves this machine's module cache and six large modules to the crawler,
 // with a checksum database of its own, and returns the values that say so.
 func startUpstream(t *testing.T) (sets []string, url, sumdb string) {
 	t.Helper()
 	binary := filepath.Join(scratch, "testupstream")
 	command(t, "go", "build", "-o", binary, "../../internal/testupstream/cmd/testupstream")
 	cmd := exec.Command(binary, "--listen", node+":18080", "--modcache", strings.TrimSpace(command(t, "go", "env", "GOMODCACHE")),
-		"--modules", "1", "--versions", "1", "--zip-bytes", "20000000")
+		"--modules", "6", "--versions", "1", "--zip-bytes", "20000000")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -583,7 +584,7 @@ func trouble(t *testing.T, sets []string) {
 	})
 	warm()
 	// A crawler that gets hardly more memory than it takes to start, while modules are
-	// asked for that nobody has: it is killed for it, again and again.
+	// asked for that nobody has: it lives on what the kernel takes back, or is killed.
 	during("a crawler at its memory limit", ingress, func() {
 		limits := func(memory string) {
 			kubectl(t, "set", "resources", "deployment/site-athensctl-crawler", "--limits=memory="+memory, "--requests=memory="+memory)
@@ -591,10 +592,26 @@ func trouble(t *testing.T, sets []string) {
 		had := kubectl(t, "get", "deployment/site-athensctl-crawler", "-o", "jsonpath={.spec.template.spec.containers[0].resources.limits.memory}")
 		limits("16Mi")
 		kubectl(t, "rollout", "status", "deployment/site-athensctl-crawler", "--timeout=60s")
-		for _, m := range []string{"github.com/Azure/azure-sdk-for-go/sdk/azcore", "github.com/klauspost/compress", "go.yaml.in/yaml/v3", "golang.org/x/tools", "golang.org/x/term"} {
-			t.Logf("%s: %d", m, status(ingress+"/"+escape(m)+"/@v/"+version(t, m)+".zip"))
+		eventually(t, "the end of the crawlers that had more", time.Minute, func() bool {
+			all := kubectl(t, "get", "pods", "-l", "app.kubernetes.io/component=crawler", "-o", "name")
+			return len(strings.Fields(all)) == len(pods("crawler"))
+		})
+		var wg sync.WaitGroup
+		for i := 1; i < 6; i++ {
+			wg.Go(func() {
+				t.Logf("zip %d of 20 MB: %d", i, status(fmt.Sprintf("%s/graph.test/m%04d/@v/v1.0.0.zip", ingress, i)))
+			})
 		}
-		t.Log(kubectl(t, "get", "pods", "-l", "app.kubernetes.io/component=crawler"))
+		wg.Wait()
+		restarts := kubectl(t, "get", "pods", "-l", "app.kubernetes.io/component=crawler", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}")
+		hits := 0
+		for _, p := range pods("crawler") {
+			hits += limitHits(t, kubectl(t, "get", p, "-o", "jsonpath={.metadata.uid}"))
+		}
+		t.Logf("at the limit of 16 MiB %d times, restarts: %s", hits, restarts)
+		if hits == 0 && strings.Trim(restarts, "0 ") == "" {
+			t.Error("the crawler never came to its memory limit")
+		}
 		limits(had)
 		kubectl(t, "rollout", "status", "deployment/site-athensctl-crawler", "--timeout=60s")
 	})
@@ -610,25 +627,71 @@ func trouble(t *testing.T, sets []string) {
 	}
 }
 
-// killIn kills athensctl in a pod.
-func killIn(t *testing.T, uid string) (killed int) {
+// processes are the athensctl processes of a pod, with their cgroups by controller; ""
+// is that of cgroup v2.
+func processes(t *testing.T, uid string) map[int]map[string]string {
 	t.Helper()
 	all, err := filepath.Glob("/proc/[0-9]*/cgroup")
 	if err != nil {
 		t.Fatal(err)
 	}
+	found := map[int]map[string]string{}
 	for _, f := range all {
 		group, _ := os.ReadFile(f)
 		cmdline, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "cmdline"))
-		if strings.Contains(string(group), uid) && strings.HasPrefix(string(cmdline), "/athensctl\x00") {
-			var pid int
-			fmt.Sscan(filepath.Base(filepath.Dir(f)), &pid)
-			if syscall.Kill(pid, syscall.SIGKILL) == nil {
-				killed++
+		if !strings.Contains(string(group), uid) || !strings.HasPrefix(string(cmdline), "/athensctl\x00") {
+			continue
+		}
+		var pid int
+		fmt.Sscan(filepath.Base(filepath.Dir(f)), &pid)
+		found[pid] = map[string]string{}
+		for line := range strings.Lines(string(group)) {
+			if parts := strings.SplitN(strings.TrimSpace(line), ":", 3); len(parts) == 3 {
+				found[pid][parts[1]] = parts[2]
 			}
 		}
 	}
+	return found
+}
+
+// killIn kills athensctl in a pod.
+func killIn(t *testing.T, uid string) (killed int) {
+	t.Helper()
+	for pid := range processes(t, uid) {
+		if syscall.Kill(pid, syscall.SIGKILL) == nil {
+			killed++
+		}
+	}
 	return killed
+}
+
+// limitHits is how often the processes of a pod came to their memory limit: the container's
+// or the pod's, which is the same and has the pause process in it.
+func limitHits(t *testing.T, uid string) (n int) {
+	t.Helper()
+	for pid, groups := range processes(t, uid) {
+		for _, group := range []string{groups["memory"], path.Dir(groups["memory"])} {
+			dir := "/sys/fs/cgroup/memory" + group
+			peak, err := os.ReadFile(dir + "/memory.max_usage_in_bytes")
+			if err != nil {
+				continue // cgroup v2
+			}
+			failed, _ := os.ReadFile(dir + "/memory.failcnt")
+			count := 0
+			fmt.Sscan(string(failed), &count)
+			n += count
+			t.Logf("%d in %s: peak %s bytes, at the limit %d times", pid, group, bytes.TrimSpace(peak), count)
+		}
+		for _, group := range []string{groups[""], path.Dir(groups[""])} {
+			events, _ := os.ReadFile("/sys/fs/cgroup" + group + "/memory.events")
+			for line := range strings.Lines(string(events)) {
+				count := 0
+				fmt.Sscanf(line, "max %d", &count)
+				n += count
+			}
+		}
+	}
+	return n
 }
 
 func escape(path string) string {
