@@ -3,6 +3,7 @@ package goproxy
 import (
 	"hash/maphash"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -49,6 +50,7 @@ func (a *asked) parse(urlPath string) (*askedPath, error) {
 	if p := place.Load(); p != nil && p.urlPath == urlPath {
 		return p, nil
 	}
+	urlPath = strings.Clone(urlPath) // it is a piece of the request line, which may be long
 	req, err := ParseRequest(urlPath)
 	if err != nil {
 		return nil, err

@@ -73,13 +73,16 @@ func (c *conn) setWriteDeadline() error {
 	return c.TCPConn.SetWriteDeadline(c.wanted)
 }
 
-// pace bounds the pauses in a request's body: each read may take BodyTimeout.
+// pace bounds the pauses in a request's body: each read may take BodyTimeout, that of
+// net/http too, which reads what the handler has left before the answer goes out.
 func (s *Servers) pace(c echo.Context) {
 	req := c.Request()
 	if req.Body == nil || req.Body == http.NoBody || s.o.BodyTimeout <= 0 {
 		return
 	}
-	req.Body = &pacedBody{req.Body, http.NewResponseController(c.Response().Writer), s.o.BodyTimeout}
+	conn := http.NewResponseController(c.Response().Writer)
+	conn.SetReadDeadline(time.Now().Add(s.o.BodyTimeout))
+	req.Body = &pacedBody{req.Body, conn, s.o.BodyTimeout}
 }
 
 type pacedBody struct {

@@ -258,6 +258,10 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 			c.SetRequest(req.WithContext(ctx))
 			s.pace(c)
 			n := inflight.Add(1)
+			fail := func(err error) { // with the id, so that whoever gets it can say which request it was
+				res.Header()["X-Request-Id"] = []string{call.RequestID}
+				goproxy.ErrorHandler(err, c)
+			}
 			err := errCut
 			defer func() {
 				// A panic ends the request, and not unseen; net/http does the rest.
@@ -266,7 +270,7 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 					s.o.Log.Error("panic", "role", r.Name, "path", req.URL.Path, "id", call.RequestID, "panic", what, "stack", string(debug.Stack()))
 					err = goproxy.Errorf(http.StatusInternalServerError, "internal error; its id is %s", call.RequestID)
 					if !res.Committed {
-						goproxy.ErrorHandler(err, c)
+						fail(err)
 						what = nil
 					}
 				}
@@ -289,11 +293,10 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 				err = next(c)
 			}
 			if err != nil {
-				res.Header()["X-Request-Id"] = []string{call.RequestID}
 				if goproxy.Status(err) == http.StatusRequestEntityTooLarge || errors.Is(err, os.ErrDeadlineExceeded) {
 					s.refused.WithLabelValues("body").Inc()
 				}
-				goproxy.ErrorHandler(err, c)
+				fail(err)
 			}
 			return nil
 		}

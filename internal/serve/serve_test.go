@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -217,11 +218,39 @@ func TestCall(t *testing.T) {
 func TestErrorHasID(t *testing.T) {
 	s := run(t, Role{Routes: func(e *echo.Echo) {
 		e.GET("/x", func(echo.Context) error { return goproxy.NotFound("no x") })
+		e.GET("/bug", func(echo.Context) error { panic("a bug") })
 	}}, Options{})
-	for _, path := range []string{"/x", "/no-route"} {
-		if status, _, h := get(t, s.url+path, fleet.HeaderRequestID, "my-id"); status != 404 || h.Get(fleet.HeaderRequestID) != "my-id" {
+	for path, want := range map[string]int{"/x": 404, "/no-route": 404, "/bug": 500} {
+		if status, _, h := get(t, s.url+path, fleet.HeaderRequestID, "my-id"); status != want || h.Get(fleet.HeaderRequestID) != "my-id" {
 			t.Errorf("%s: %d %v", path, status, h)
 		}
+	}
+}
+
+// A body that is announced and never sent holds up neither its connection nor the end,
+// also where no handler reads it.
+func TestUnsentBody(t *testing.T) {
+	s := run(t, Role{}, Options{BodyTimeout: 200 * time.Millisecond, DrainTimeout: 10 * time.Second})
+	dial := func(method string) net.Conn {
+		t.Helper()
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		fmt.Fprintf(c, "%s /example.com/m/@v/list HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n", method)
+		return c
+	}
+	for _, method := range []string{"GET", "POST"} {
+		answer, err := io.ReadAll(dial(method)) // to the end of the connection
+		if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 OK") {
+			t.Errorf("%s: %q, %v", method, answer, err)
+		}
+	}
+	dial("GET")
+	if err := s.stop(); err != nil {
+		t.Error(err)
 	}
 }
 
