@@ -11,8 +11,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 mkdir -p "$out"
 work=$(mktemp -d)
 export STORAGE_DRIVER=overlay BUILDAH_ISOLATION=chroot
-build=(buildah --root "$work/root" --runroot "$work/run")
-trap '"${build[@]}" rm --all >/dev/null 2>&1 || true; umount "$work/root/overlay" 2>/dev/null || true; rm -rf "$work"' EXIT
+build=(buildah --root "$work/layers" --runroot "$work/run")
+trap '"${build[@]}" rm --all >/dev/null 2>&1 || true; umount "$work/layers/overlay" 2>/dev/null || true; rm -rf "$work"' EXIT
 
 base=$(sed -n 's/^FROM .* \(docker.io[^ ]*\) AS build$/\1/p' Dockerfile)
 c=$("${build[@]}" from scratch)
