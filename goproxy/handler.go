@@ -330,6 +330,9 @@ func (w *counter) WriteHeader(status int) {
 	if w.status == 0 {
 		w.status = status
 	}
+	if status >= http.StatusBadRequest { // of a range or a condition: nothing to be kept
+		w.Header().Set("Cache-Control", CacheNever)
+	}
 	w.ResponseWriter.WriteHeader(status)
 }
 

@@ -275,6 +275,9 @@ func TestRanges(t *testing.T) {
 				case status != tc.status || contentRange != tc.contentRange || tc.status < 300 && body != want:
 					t.Errorf("%s of a %s, %s, If-Range %s: %d, Content-Range %q, %q; want %d, %q, %q", method, seek, tc.spec, tc.ifRange, status, contentRange, body, tc.status, tc.contentRange, want)
 				}
+				if tc.status == 416 && !strings.Contains(headers, "Cache-Control: no-store") {
+					t.Errorf("%s of a %s, %s: a refusal that may be kept: %s", method, seek, tc.spec, headers)
+				}
 				if tc.status == 206 && !strings.Contains(headers, fmt.Sprintf("Content-Length: %d", len(tc.body))) {
 					t.Errorf("%s of a %s, %s: %s", method, seek, tc.spec, headers)
 				}

@@ -132,7 +132,14 @@ func (c *lru[K, V]) bytes() int64 {
 	return c.used
 }
 
-// diskCache keeps files in a folder, bounded in bytes and disposable: whatever
+// onDisk is what a file of that many bytes takes of a disk: whole blocks of 4 KiB, and a
+// part of one for its name and times.
+func onDisk(sizeBytes int64) int64 {
+	const block, entry = 4 << 10, 512
+	return (sizeBytes+block-1)/block*block + entry
+}
+
+// diskCache keeps files in a folder, bounded in bytes of the disk and disposable: whatever
 // is in it can be had again, and the folder may be emptied while it is used. The time of a
 // file is the time of its content. Other files in the folder are left alone.
 type diskCache struct {
@@ -179,10 +186,10 @@ func openDiskCache(dir string, maxBytes int64) (*diskCache, error) {
 	}
 	slices.SortFunc(left, func(a, b os.FileInfo) int { return a.ModTime().Compare(b.ModTime()) })
 	for _, f := range left {
-		if f.Size() > maxBytes {
+		if onDisk(f.Size()) > maxBytes {
 			os.Remove(filepath.Join(dir, f.Name()))
 		}
-		c.files.put(f.Name(), struct{}{}, f.Size())
+		c.files.put(f.Name(), struct{}{}, onDisk(f.Size()))
 	}
 	return c, nil
 }
@@ -247,10 +254,10 @@ func (c *diskCache) get(key string) *goproxy.Blob {
 // put reads r, which has size bytes, to its end and keeps it. Room for it is made before.
 // An error is a cacheError, or r's.
 func (c *diskCache) put(key string, r io.Reader, size int64, modTime time.Time) error {
-	if size < 0 || !c.files.reserve(size) {
+	if size < 0 || !c.files.reserve(onDisk(size)) {
 		return cacheError{fmt.Errorf("there is no room for %d bytes", size)}
 	}
-	defer c.files.release(size)
+	defer c.files.release(onDisk(size))
 	tmp, err := c.temp()
 	if err != nil {
 		return cacheError{err}
@@ -278,7 +285,7 @@ func (c *diskCache) put(key string, r io.Reader, size int64, modTime time.Time) 
 	if err := os.Rename(tmp.Name(), filepath.Join(c.dir, name)); err != nil {
 		return cacheError{err}
 	}
-	c.files.put(name, struct{}{}, n)
+	c.files.put(name, struct{}{}, onDisk(n))
 	return nil
 }
 

@@ -147,30 +147,32 @@ func (p *paced) Read(b []byte) (int, error) {
 // The files that are being written count too: at no moment does the folder hold more than
 // the bound.
 func TestCacheBound(t *testing.T) {
+	// Two files of 4,000 bytes, each in one block, and a little more.
+	const size, bound = 4000, 10_000
 	dir := t.TempDir()
-	c, err := openDiskCache(dir, 1000)
+	c, err := openDiskCache(dir, bound)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.close()
-	content := strings.Repeat("x", 400)
+	content := strings.Repeat("x", size)
 	for i := range 2 {
-		if err := c.put(fmt.Sprint("old", i), strings.NewReader(content), 400, time.Time{}); err != nil {
+		if err := c.put(fmt.Sprint("old", i), strings.NewReader(content), size, time.Time{}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	slow := &paced{r: strings.NewReader(content), begun: make(chan struct{}), goOn: make(chan struct{})}
 	done := make(chan error)
-	go func() { done <- c.put("slow", slow, 400, time.Time{}) }()
+	go func() { done <- c.put("slow", slow, size, time.Time{}) }()
 	<-slow.begun
 	if c.get("old0") != nil {
 		t.Error("no room was made before writing")
 	}
-	if err := c.put("second", strings.NewReader(content), 400, time.Time{}); err != nil {
+	if err := c.put("second", strings.NewReader(content), size, time.Time{}); err != nil {
 		t.Errorf("two at once that fit: %v", err)
 	}
 	var broken cacheError
-	if err := c.put("third", strings.NewReader(strings.Repeat("x", 601)), 601, time.Time{}); !errors.As(err, &broken) {
+	if err := c.put("third", strings.NewReader(strings.Repeat("x", bound-int(onDisk(size)))), bound-onDisk(size), time.Time{}); !errors.As(err, &broken) {
 		t.Errorf("one that does not fit beside what is being written: %v", err)
 	}
 	close(slow.goOn)
@@ -184,13 +186,13 @@ func TestCacheBound(t *testing.T) {
 	}
 	for _, f := range files {
 		if st, err := f.Info(); err == nil {
-			sum += st.Size()
+			sum += onDisk(st.Size())
 		}
 	}
-	if sum > 1000 || c.files.bytes() > 1000 {
+	if sum > bound+2*onDisk(0) || c.files.bytes() > bound { // the two: lock, and looked
 		t.Errorf("%d bytes in the folder, %d counted", sum, c.files.bytes())
 	}
-	for size, reader := range map[int64]string{-1: "abc", 2000: "abc", 5: "abc"} {
+	for size, reader := range map[int64]string{-1: "abc", 2 * bound: "abc", 5: "abc"} {
 		if err := c.put("odd", strings.NewReader(reader), size, time.Time{}); err == nil || c.get("odd") != nil {
 			t.Errorf("size %d of %q was kept: %v", size, reader, err)
 		}

@@ -3,11 +3,12 @@ package storage
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"mime/multipart"
 	"net/http"
 	"os"
@@ -171,8 +172,9 @@ func (s *Server) save(c echo.Context) error {
 	return c.NoContent(http.StatusOK)
 }
 
-// readParts reads and checks the files of a save. zipH1 is not "" when the
-// client, a crawler, has checked the zip.
+// readParts reads and checks the files of a save. A zip brings its go.mod along, also where
+// the form has none, so that no other can be kept beside it. zipH1 is not "" when the
+// client, a crawler, has checked the zip and its go.mod, and sends both.
 func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 string) (f Files, zip *os.File, err error) {
 	bad := func(what string, err error) error {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
@@ -185,7 +187,14 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 		if full := FullDisk(err); full != err {
 			return full
 		}
-		return goproxy.Errorf(http.StatusBadRequest, "bad request: save %s: %s: %w", m, what, err)
+		status := http.StatusBadRequest
+		var known *goproxy.Error
+		if errors.As(err, &known) {
+			status = known.Status
+		} else if goproxy.IsLocal(err) {
+			return fmt.Errorf("save %s: %w", m, err) // of this server
+		}
+		return goproxy.Errorf(status, "bad request: save %s: %s: %w", m, what, err)
 	}
 	for {
 		part, err := parts.NextPart()
@@ -210,7 +219,7 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 			if zip, err = os.CreateTemp(s.TempDir, "save-"); err != nil {
 				return f, nil, FullDisk(err)
 			}
-			_, err = io.Copy(zip, io.LimitReader(part, goproxy.MaxZipBytes+1))
+			err = copyPart(zip, part, goproxy.MaxZipBytes)
 		default:
 			err = errors.New("not one of mod.info, mod.mod, mod.zip, each once")
 		}
@@ -224,15 +233,22 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 	if zip == nil {
 		return f, nil, nil
 	}
-	if zipH1 == "" {
-		var zipMod []byte
-		zipH1, zipMod, err = goproxy.CheckZip(m, zip.Name())
-		if err == nil {
-			err = checkSameMod(s.Store, m, f.Mod, zipMod)
+	switch {
+	case zipH1 == "":
+		var mod []byte
+		zipH1, mod, err = goproxy.CheckZip(m, zip.Name())
+		if err == nil && f.Mod == nil {
+			f.Mod = mod
+		} else if err == nil && !bytes.Equal(mod, f.Mod) {
+			err = fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m)
 		}
-		if err != nil {
-			return f, zip, bad("mod.zip", err)
-		}
+	case !isH1(zipH1):
+		err = fmt.Errorf("%s: %.80q is not an h1: hash", headerZipH1, zipH1)
+	case f.Mod == nil:
+		err = fmt.Errorf("a zip with %s comes with its mod.mod", headerZipH1)
+	}
+	if err != nil {
+		return f, zip, bad("mod.zip", err)
 	}
 	if _, err := zip.Seek(0, io.SeekStart); err != nil {
 		return f, zip, err
@@ -241,31 +257,25 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 	return f, zip, nil
 }
 
-// checkSameMod compares the go.mod of a zip with mod, or with the one kept.
-func checkSameMod(s Store, m module.Version, mod, zipMod []byte) error {
-	if mod == nil {
-		b, err := s.Mod(context.Background(), m)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		if mod, err = b.ReadAll(goproxy.MaxModBytes); err != nil {
-			return err
-		}
-	}
-	if !bytes.Equal(mod, zipMod) {
-		return fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m)
-	}
-	return nil
+// isH1 reports whether a hash has the form of dirhash.Hash1: "h1:" and 32 bytes in base64.
+func isH1(s string) bool {
+	sum, ok := strings.CutPrefix(s, "h1:")
+	b, err := base64.StdEncoding.DecodeString(sum)
+	return ok && err == nil && len(b) == sha256.Size
 }
 
 func readPart(r io.Reader, limit int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("larger than %d bytes", limit)
+	var b bytes.Buffer
+	err := copyPart(&b, r, limit)
+	return b.Bytes(), err
+}
+
+func copyPart(w io.Writer, r io.Reader, limit int64) error {
+	n, err := io.Copy(w, io.LimitReader(r, limit+1))
+	if err == nil && n > limit {
+		err = goproxy.Errorf(http.StatusRequestEntityTooLarge, "larger than %d bytes", limit)
 	}
-	return b, err
+	return err
 }
 
 func (s *Server) delete(c echo.Context) error {

@@ -2,6 +2,7 @@ package storage_test
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"mime/multipart"
 	"net/http"
@@ -22,21 +23,129 @@ import (
 	"github.com/athensctl/athensctl/storage/storagetest"
 )
 
+// form is a multipart form with the boundary "b" of names and contents.
+func form(parts ...string) []byte {
+	var b bytes.Buffer
+	w := multipart.NewWriter(&b)
+	w.SetBoundary("b")
+	for i := 0; i < len(parts); i += 2 {
+		p, _ := w.CreateFormFile(parts[i], parts[i])
+		io.WriteString(p, parts[i+1])
+	}
+	w.Close()
+	return b.Bytes()
+}
+
+// save posts a form to a server over the store.
+func save(t *testing.T, store storage.Store, tempDir string, body []byte, header ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	e := echo.New()
+	e.HTTPErrorHandler = goproxy.ErrorHandler
+	e.Any("/*", (&storage.Server{Store: store, TempDir: tempDir, MaxBodyBytes: 32 << 20}).Handler())
+	req := httptest.NewRequest(http.MethodPost, "/example.com/m/@v/v1.0.0.save", bytes.NewReader(body))
+	req.Header.Set("Content-Type", `multipart/form-data; boundary=b`)
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	w := httptest.NewRecorder()
+	e.ServeHTTP(w, req)
+	return w
+}
+
+// The files of a version fit each other, in whatever order and forms they come.
+func TestSaveInParts(t *testing.T) {
+	v := storagetest.New("example.com/m", "v1.0.0", "")
+	info, mod, zip := form("mod.info", string(v.Info)), form("mod.mod", string(v.Mod)), form("mod.zip", string(v.Zip))
+	other := form("mod.mod", "module example.com/m\n\nrequire example.com/evil v1.0.0\n")
+	for name, saves := range map[string][]struct {
+		form   []byte
+		status int
+	}{
+		"the zip, another go.mod, the .info": {{zip, 200}, {other, 409}, {info, 200}},
+		"another go.mod, the zip":            {{other, 200}, {zip, 409}, {info, 200}},
+		"one by one":                         {{info, 200}, {mod, 200}, {zip, 200}},
+		"one by one, backwards":              {{zip, 200}, {mod, 200}, {info, 200}},
+	} {
+		store := memory.New(0, nil)
+		for i, s := range saves {
+			if w := save(t, store, t.TempDir(), s.form); w.Code != s.status {
+				t.Errorf("%s: save %d: %d %s, want %d", name, i, w.Code, w.Body, s.status)
+			}
+		}
+		list, err := store.List(t.Context(), v.Version.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = store.Zip(t.Context(), v.Version)
+		if zipKept := err == nil; zipKept != (len(list.Versions) == 1) {
+			t.Errorf("%s: zip kept: %t, versions %q", name, zipKept, list.Versions)
+		}
+		if len(list.Versions) == 0 {
+			continue
+		}
+		b, err := store.Mod(t.Context(), v.Version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := b.ReadAll(goproxy.MaxModBytes); err != nil || !bytes.Equal(got, v.Mod) {
+			t.Errorf("%s: go.mod %q, %v; that in the zip is %q", name, got, err, v.Mod)
+		}
+	}
+}
+
+// busyStore is one that is too busy to keep anything.
+type busyStore struct{ *memory.Store }
+
+func (busyStore) Put(context.Context, module.Version, storage.Files) error {
+	return goproxy.Busy(7*time.Second, "the database is busy")
+}
+
+// Who is to blame for a save that failed is told apart: its sender, or this server.
+func TestSaveStatus(t *testing.T) {
+	v := storagetest.New("example.com/m", "v1.0.0", "")
+	whole := form("mod.info", string(v.Info), "mod.mod", string(v.Mod), "mod.zip", string(v.Zip))
+	const h1 = "h1:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
+	large := strings.Repeat("a", 16<<20+1)
+	kept := memory.New(0, nil)
+	for _, tc := range []struct {
+		name    string
+		store   storage.Store
+		tempDir string
+		body    []byte
+		zipH1   string
+		status  int
+		says    string
+	}{
+		{"a .mod that is too large", kept, t.TempDir(), form("mod.mod", large), "", 413, `save example.com/m@v1.0.0: "mod.mod": larger than 16777216 bytes`},
+		{"a body that is too large", kept, t.TempDir(), form("mod.zip", large+large), "", 413, "the body is larger than 33554432 bytes"},
+		{"no folder for it", kept, filepath.Join(t.TempDir(), "gone"), whole, "", 500, "save"},
+		{"a busy database", busyStore{kept}, t.TempDir(), whole, "", 503, "the database is busy"},
+		{"a hash that is none", kept, t.TempDir(), whole, "h1:none", 400, `Athensctl-Zip-H1: "h1:none" is not an h1: hash`},
+		{"a hash of half its length", kept, t.TempDir(), whole, "h1:47DEQpj8HBSa+/TImW+5JA==", 400, "is not an h1: hash"},
+		{"a hash and no go.mod", kept, t.TempDir(), form("mod.zip", string(v.Zip)), h1, 400, "comes with its mod.mod"},
+		{"a hash", memory.New(0, nil), t.TempDir(), whole, h1, 200, ""},
+	} {
+		var header []string
+		if tc.zipH1 != "" {
+			header = []string{"Athensctl-Zip-H1", tc.zipH1}
+		}
+		w := save(t, tc.store, tc.tempDir, tc.body, header...)
+		if w.Code != tc.status || !strings.Contains(w.Body.String(), tc.says) {
+			t.Errorf("%s: %d %s; want %d and %q", tc.name, w.Code, w.Body, tc.status, tc.says)
+		}
+		if retry := w.Header().Get("Retry-After"); (retry == "7") != (tc.status == 503) {
+			t.Errorf("%s: Retry-After %q", tc.name, retry)
+		}
+	}
+	if page, err := kept.Catalog(t.Context(), "", 10); err != nil || len(page.Versions) > 0 {
+		t.Errorf("kept of saves that failed: %v, %v", page.Versions, err)
+	}
+}
+
 // FuzzSave: whatever is posted, the answer is 200 or names what was wrong, and what
 // was kept is what a reader may get: whole, checked files.
 func FuzzSave(f *testing.F) {
 	v := storagetest.New("example.com/m", "v1.0.0", "")
-	form := func(parts ...string) []byte {
-		var b bytes.Buffer
-		w := multipart.NewWriter(&b)
-		w.SetBoundary("b")
-		for i := 0; i < len(parts); i += 2 {
-			p, _ := w.CreateFormFile(parts[i], parts[i])
-			io.WriteString(p, parts[i+1])
-		}
-		w.Close()
-		return b.Bytes()
-	}
 	whole := form("mod.info", string(v.Info), "mod.mod", string(v.Mod), "mod.zip", string(v.Zip))
 	for _, seed := range [][]byte{
 		whole, whole[:len(whole)/2], form(), form("mod.mod", string(v.Mod)), form("mod.zip", string(v.Zip)), form("mod.zip", "no zip"),
@@ -47,13 +156,7 @@ func FuzzSave(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		store := memory.New(0, nil)
-		e := echo.New()
-		e.HTTPErrorHandler = goproxy.ErrorHandler
-		e.Any("/*", (&storage.Server{Store: store, Ledger: store, TempDir: t.TempDir(), MaxBodyBytes: 1 << 20}).Handler())
-		req := httptest.NewRequest(http.MethodPost, "/example.com/m/@v/v1.0.0.save", bytes.NewReader(body))
-		req.Header.Set("Content-Type", `multipart/form-data; boundary=b`)
-		w := httptest.NewRecorder()
-		e.ServeHTTP(w, req)
+		w := save(t, store, t.TempDir(), body)
 		m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
 		kept := 0
 		if info, err := store.Resolve(t.Context(), m.Path, m.Version); err == nil {
