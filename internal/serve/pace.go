@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"bytes"
 	"io"
 	"log/slog"
 	"net"
@@ -17,14 +18,15 @@ import (
 // which costs more than a look at a cache.
 type listener struct {
 	net.Listener
-	apart time.Duration
+	apart    time.Duration
+	tooLarge prometheus.Counter // requests whose header net/http refused
 }
 
 // Accept implements net.Listener.
 func (l listener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if tcp, ok := c.(*net.TCPConn); ok && err == nil {
-		return &conn{TCPConn: tcp, apart: l.apart}, nil
+		return &conn{TCPConn: tcp, apart: l.apart, tooLarge: l.tooLarge}, nil
 	}
 	return c, err
 }
@@ -33,6 +35,7 @@ func (l listener) Accept() (net.Conn, error) {
 type conn struct {
 	*net.TCPConn
 	apart         time.Duration
+	tooLarge      prometheus.Counter
 	wanted, inUse time.Time
 }
 
@@ -48,8 +51,14 @@ func (c *conn) SetDeadline(t time.Time) error {
 	return c.TCPConn.SetDeadline(t)
 }
 
+// status431 begins the answer of net/http itself to a request whose header is too large.
+var status431 = []byte("HTTP/1.1 431 ")
+
 // Write implements net.Conn.
 func (c *conn) Write(p []byte) (int, error) {
+	if bytes.HasPrefix(p, status431) {
+		c.tooLarge.Inc()
+	}
 	if err := c.setWriteDeadline(); err != nil {
 		return 0, err
 	}

@@ -76,7 +76,7 @@ func New(o Options) *Servers {
 			Name: "athensctl_response_bytes_total", Help: "Bytes of answers' bodies that were sent, by role; health and metrics are not counted.",
 		}, []string{"role"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "athensctl_requests_refused_total", Help: "Requests refused: requests (too many in flight), body (too large, or too slow), header (without the one that require-header asks for).",
+			Name: "athensctl_requests_refused_total", Help: "Requests refused: requests (too many in flight), body (too large, or too slow), header-bytes (a header that is too large), header (without the one that require-header asks for).",
 		}, []string{"bound"}),
 		conns: prometheus.NewGauge(prometheus.GaugeOpts{Name: "athensctl_connections", Help: "Open connections of clients, idle ones too."}),
 	}
@@ -134,7 +134,7 @@ func (s *Servers) Listen(r Role) error {
 	if err != nil {
 		return fmt.Errorf("%s role: %w", r.Name, err)
 	}
-	s.list = append(s.list, server{r.Name, listener{ln, s.o.WriteTimeout / 100}, &http.Server{
+	s.list = append(s.list, server{r.Name, listener{ln, s.o.WriteTimeout / 100, s.refused.WithLabelValues("header-bytes")}, &http.Server{
 		Handler:           e,
 		ReadHeaderTimeout: s.o.ReadHeaderTimeout,
 		WriteTimeout:      s.o.WriteTimeout,

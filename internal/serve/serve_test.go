@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -176,6 +177,29 @@ func TestMaxRequests(t *testing.T) {
 	wg.Wait()
 }
 
+// net/http refuses a header that is too large before any of our code; it is counted all the same.
+func TestMaxHeader(t *testing.T) {
+	s := run(t, Role{}, Options{MaxHeaderBytes: 8 << 10})
+	for i := range 3 {
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(c, "GET /x HTTP/1.1\r\nHost: x\r\nX-Big: %s\r\n\r\n", strings.Repeat("x", 20<<10))
+		line, err := bufio.NewReader(c).ReadString('\n')
+		if err != nil || !strings.HasPrefix(line, "HTTP/1.1 431 ") {
+			t.Errorf("header %d: %q, %v", i, line, err)
+		}
+		c.Close()
+	}
+	if status, _, _ := get(t, s.url+"/x"); status != 200 {
+		t.Errorf("a small one: %d", status)
+	}
+	if _, metrics, _ := get(t, s.url+"/metrics"); !strings.Contains(metrics, `athensctl_requests_refused_total{bound="header-bytes"} 3`) {
+		t.Errorf("metrics:\n%s", metrics)
+	}
+}
+
 // An internal caller's deadline, id, trace and priority reach the handler; a public
 // caller sets no deadline and no priority.
 func TestCall(t *testing.T) {
@@ -261,7 +285,7 @@ func TestWriteDeadline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := listener{ln, time.Minute}
+	l := listener{Listener: ln, apart: time.Minute}
 	defer l.Close()
 	client, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
