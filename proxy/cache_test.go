@@ -353,6 +353,17 @@ func TestSumDB(t *testing.T) {
 			}
 		}
 	}
+	// A tile never changes, so it has the time when it was kept, that of its file too.
+	first := b.get("/sumdb/sum.golang.org/tile/8/0/002").Header().Get("Last-Modified")
+	again := b.get("/sumdb/sum.golang.org/tile/8/0/002", "If-Modified-Since", first)
+	if whole := b.get("/sumdb/sum.golang.org/tile/8/0/002").Header().Get("Last-Modified"); first == "" || again.Code != 304 || whole != first {
+		t.Errorf("a tile: Last-Modified %q; then %d, %q", first, again.Code, whole)
+	}
+	for _, path := range []string{lookup, "/sumdb/sum.golang.org/latest"} {
+		if at := b.get(path).Header().Get("Last-Modified"); at != "" {
+			t.Errorf("%s: Last-Modified %q of what may change", path, at)
+		}
+	}
 	// What is kept is answered when the database is away.
 	b.up.set(goproxy.Busy(time.Second, "away"), 0)
 	if w := b.get("/sumdb/sum.golang.org/latest"); w.Code != 200 {

@@ -56,7 +56,7 @@ func (p *Proxy) ServeSumDB(s *SumDB) echo.HandlerFunc {
 		default:
 			return goproxy.NotFound("%.120q is not a path of a checksum database", path)
 		}
-		b, err := p.sumdb(c.Request().Context(), s, path)
+		b, kept, err := p.sumdb(c.Request().Context(), s, path)
 		if err != nil {
 			return err
 		}
@@ -64,55 +64,66 @@ func (p *Proxy) ServeSumDB(s *SumDB) echo.HandlerFunc {
 			cache = goproxy.CacheNever
 		}
 		h.Set("Cache-Control", cache)
-		contentType := "text/plain; charset=utf-8"
-		if cache == goproxy.CacheImmutable {
-			contentType = "application/octet-stream"
+		contentType := "application/octet-stream"
+		if cache != goproxy.CacheImmutable {
+			contentType, kept = "text/plain; charset=utf-8", time.Time{}
 		}
 		h.Set("Content-Type", contentType)
 		sum := sha256.Sum256(b)
 		h.Set("ETag", `"`+hex.EncodeToString(sum[:12])+`"`)
-		http.ServeContent(c.Response(), c.Request(), "", time.Time{}, bytes.NewReader(b))
+		http.ServeContent(c.Response(), c.Request(), "", kept, bytes.NewReader(b))
 		return nil
 	}
 }
 
-func (p *Proxy) sumdb(ctx context.Context, s *SumDB, path string) ([]byte, error) {
+// sumdb returns an answer of a checksum database, and when it was kept.
+func (p *Proxy) sumdb(ctx context.Context, s *SumDB, path string) (b []byte, kept time.Time, err error) {
 	key := "sumdb/" + s.Name + path
 	mayFetch := p.o.Mode != Offline && s.Get != nil && !goproxy.NoFetch(ctx)
 	if path != "/latest" || !mayFetch {
 		if b := p.disk.get(key); b != nil {
-			return b.ReadAll(goproxy.MaxInfoBytes)
+			return readKept(b)
 		}
 	}
 	if !mayFetch {
 		e := goproxy.NotFound("%s: not kept, and nothing is fetched for this request", key)
 		e.NoStore = true
-		return nil, e
+		return nil, kept, e
 	}
 	ch := p.flights.DoChan(key, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.o.FetchTimeout)
 		defer cancel()
 		b, err := s.Get(ctx, path)
+		answer := sumdbAnswer{b, time.Now()}
 		if err == nil {
-			err = p.cache(key, bytes.NewReader(b), int64(len(b)), time.Time{})
+			err = p.cache(key, bytes.NewReader(b), int64(len(b)), answer.kept)
 		}
-		return b, err
+		return answer, err
 	})
-	var b []byte
-	var err error
 	select {
 	case r := <-ch:
-		b, _ = r.Val.([]byte)
-		err = r.Err
+		answer, _ := r.Val.(sumdbAnswer)
+		b, kept, err = answer.text, answer.kept, r.Err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, kept, ctx.Err()
 	}
 	if err != nil && p.o.Mode == Fallback && mayFallBack(err) {
-		if kept := p.disk.get(key); kept != nil {
-			return kept.ReadAll(goproxy.MaxInfoBytes)
+		if b := p.disk.get(key); b != nil {
+			return readKept(b)
 		}
 	}
-	return b, err
+	return b, kept, err
+}
+
+// sumdbAnswer is what those who ask at the same time share.
+type sumdbAnswer struct {
+	text []byte
+	kept time.Time
+}
+
+func readKept(b *goproxy.Blob) ([]byte, time.Time, error) {
+	text, err := b.ReadAll(goproxy.MaxInfoBytes)
+	return text, b.ModTime, err
 }
 
 func lookup(path string) (modPath, version string, err error) {
