@@ -40,7 +40,7 @@ func TestRun(t *testing.T) {
 	t.Cleanup(running.stop)
 
 	opt, err := parseOptions([]string{
-		"--athensctl", self, "--only=warm,cold,herd", "--passes=1", "--requests=60", "--connections=4", "--cold-pairs=1", "--cold-delay=0",
+		"--athensctl", self, "--only=warm,cold,herd", "--passes=1", "--requests=60", "--connections=4", "--cold-pairs=1", "--cold-delay=0", "--cold-gomod=",
 		"--upstream-listen", upstreamAddr, "--peer", "other=http://" + addr,
 	}, t.Output())
 	if err != nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,12 +14,16 @@ import (
 	"time"
 )
 
+// madeUp modules have few files, so that the go command has little to do with each byte.
+const madeUp = "made up"
+
 // nameDirect is the go command without a server between it and the upstream.
 const nameDirect = "direct"
 
 // coldResult is one peer's cold downloads.
 type coldResult struct {
 	Peer    string
+	Modules string        // madeUp, or those of a go.mod file
 	Delay   time.Duration // of each of upstream's answers
 	Seconds []float64     // one for each pair
 	Ratios  []float64     // to direct, of the same pair
@@ -35,22 +38,53 @@ type coldResult struct {
 
 // coldWork is what is downloaded.
 type coldWork struct {
-	goMod  []byte
-	prefix string // of the generated modules; "" for a corpus
+	modules string // madeUp, or whose they are
+	goMod   []byte
+	prefix  string // of modules that are made up
+}
+
+// cold measures real modules, those of a go.mod file, from an upstream that answers at once,
+// and made-up ones from such an upstream and from one that takes a while.
+func (b *bench) cold(ctx context.Context, rep *report) error {
+	var errs []error
+	measure := func(work coldWork, delay time.Duration) {
+		rs, err := b.measureCold(ctx, work, delay)
+		rep.Cold = append(rep.Cold, rs...)
+		errs = append(errs, err)
+	}
+	if file := b.opt.coldGoMod; file != "" {
+		b.logf("cold: getting the modules of %s", file)
+		goMod, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("--cold-gomod: %w", err)
+		}
+		dir, err := realCorpus(ctx, goMod)
+		if err != nil {
+			return fmt.Errorf("--cold-gomod %s: %w", file, err)
+		}
+		b.up.setCorpus(dir)
+		measure(coldWork{modules: "of " + file, goMod: goMod}, 0)
+		b.up.setCorpus("")
+	}
+	measure(coldWork{modules: madeUp}, 0)
+	if b.opt.coldDelay > 0 {
+		measure(coldWork{modules: madeUp}, b.opt.coldDelay)
+	}
+	return errors.Join(errs...)
 }
 
 // measureCold has the go command download the same modules straight from the
 // upstream and through each server, by turns, with empty caches each time;
 // upstream takes delay for each answer.
 // athensctl starts anew, with an empty store, for each; a peer that runs
-// already cannot, so every pair has modules of its own (not with a corpus,
-// which is why such peers are left out there).
-func (b *bench) measureCold(ctx context.Context, delay time.Duration) ([]*coldResult, error) {
+// already cannot, so every pair has modules of its own (not with real ones, which is why
+// such peers are left out there).
+func (b *bench) measureCold(ctx context.Context, work coldWork, delay time.Duration) ([]*coldResult, error) {
 	names := []string{nameDirect}
 	if b.opt.athensctl != "none" {
 		names = append(names, nameAll, nameThree)
 	}
-	if b.opt.coldCorpus == "" {
+	if work.modules == madeUp {
 		for _, p := range b.opt.peers {
 			names = append(names, p.name)
 		}
@@ -58,28 +92,15 @@ func (b *bench) measureCold(ctx context.Context, delay time.Duration) ([]*coldRe
 	byName := map[string]*coldResult{}
 	var results []*coldResult
 	for _, name := range names {
-		r := &coldResult{Peer: name, Delay: delay}
+		r := &coldResult{Peer: name, Modules: work.modules, Delay: delay}
 		byName[name] = r
 		results = append(results, r)
 	}
 
 	b.up.delay("", "", delay)
 	defer b.up.delay("", "", 0)
-	var corpusMod []byte
-	if b.opt.coldCorpus != "" {
-		dir, err := filepath.Abs(b.opt.coldCorpus)
-		if err != nil {
-			return nil, err
-		}
-		b.up.setCorpus(dir)
-		defer b.up.setCorpus("")
-		if corpusMod, err = b.corpusGoMod(ctx, dir); err != nil {
-			return nil, err
-		}
-	}
 	for pair := range b.opt.coldPairs {
-		work := coldWork{goMod: corpusMod}
-		if corpusMod == nil {
+		if work.modules == madeUp {
 			work.prefix = fmt.Sprintf("bench.example/cold%d-%d", delay.Milliseconds(), pair)
 			ms, goMod := graph(work.prefix, b.opt.graph)
 			for _, m := range ms {
@@ -97,7 +118,7 @@ func (b *bench) measureCold(ctx context.Context, delay time.Duration) ([]*coldRe
 			if err != nil {
 				return nil, fmt.Errorf("cold: %s: %w", name, err)
 			}
-			b.logf("cold, upstream %v away: pair %d of %d: %s: %.2f s", delay, pair+1, b.opt.coldPairs, name, seconds)
+			b.logf("cold, modules %s, upstream takes %v: pair %d of %d: %s: %.2f s", work.modules, delay, pair+1, b.opt.coldPairs, name, seconds)
 			byName[name].Seconds = append(byName[name].Seconds, seconds)
 		}
 		if work.prefix != "" {
@@ -216,57 +237,28 @@ func (g *goClient) downloaded() (zips, mods int, mib float64, err error) {
 	return zips, mods, mib, err
 }
 
-// corpusGoMod is the go.mod to download from a corpus: the one that was named,
-// or else the one with the most requirements, of those in it and that of the
-// current folder, for which a download from the corpus alone succeeds.
-func (b *bench) corpusGoMod(ctx context.Context, dir string) ([]byte, error) {
-	if b.opt.coldGoMod != "" {
-		return os.ReadFile(b.opt.coldGoMod)
-	}
-	type candidate struct {
-		name         string
-		goMod        []byte
-		requirements int
-	}
-	var all []candidate
-	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
-		if err != nil || filepath.Ext(name) != ".mod" {
-			return err
-		}
-		raw, err := os.ReadFile(name)
-		if err != nil {
-			return err
-		}
-		// A program's own go.mod holds replacements that mean nothing here.
-		if n := bytes.Count(raw, []byte(" v")); n > 0 && !bytes.Contains(raw, []byte("=>")) {
-			all = append(all, candidate{name, raw, n})
-		}
-		return nil
-	})
+// realCorpus has the go command bring the modules of a go.mod file into the module cache,
+// with the caller's own settings, and returns the folder of the cache that can be served.
+func realCorpus(ctx context.Context, goMod []byte) (dir string, err error) {
+	tmp, err := os.MkdirTemp("", "athensctl-bench")
 	if err != nil {
-		return nil, fmt.Errorf("--cold-corpus: %w", err)
+		return "", err
 	}
-	if raw, err := os.ReadFile("go.mod"); err == nil {
-		all = append(all, candidate{"go.mod", raw, bytes.Count(raw, []byte(" v"))})
+	defer os.RemoveAll(tmp)
+	if err := os.WriteFile(filepath.Join(tmp, "go.mod"), goMod, 0o644); err != nil {
+		return "", err
 	}
-	slices.SortStableFunc(all, func(x, y candidate) int { return cmp.Compare(y.requirements, x.requirements) })
-	all = all[:min(len(all), 50)]
-	tries := errors.New("no go.mod with requirements")
-	for _, c := range all {
-		g, err := b.newGoClient(b.up.url, c.goMod)
+	for _, args := range [][]string{{"mod", "download"}, {"env", "GOMODCACHE"}} {
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Dir = tmp
+		cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=mod")
+		var problems bytes.Buffer
+		cmd.Stderr = &problems
+		out, err := cmd.Output()
 		if err != nil {
-			return nil, err
+			return "", fmt.Errorf("go %s: %w\n%.2000s", strings.Join(args, " "), err, problems.String())
 		}
-		_, err = g.run(ctx, "mod", "download")
-		g.remove()
-		if err == nil {
-			b.logf("cold: %s", c.name)
-			return c.goMod, nil
-		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		tries = err
+		dir = filepath.Join(strings.TrimSpace(string(out)), "cache", "download")
 	}
-	return nil, fmt.Errorf("--cold-corpus: nothing in it downloads whole; say --cold-gomod: %w", tries)
+	return dir, nil
 }

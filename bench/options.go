@@ -23,7 +23,6 @@ type options struct {
 	nginx          string // auto, require, off
 	coldPairs      int
 	coldDelay      time.Duration
-	coldCorpus     string
 	coldGoMod      string
 	out            string
 	check          bool
@@ -75,12 +74,11 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	fs.StringVar(&opt.upstreamListen, "upstream-listen", "127.0.0.1:0", "address of the bench's own upstream")
 	fs.StringVar(&opt.nginx, "nginx", "auto", "auto: when installed; require; off")
 	fs.IntVar(&opt.coldPairs, "cold-pairs", 5, "pairs of cold downloads")
-	fs.DurationVar(&opt.coldDelay, "cold-delay", 20*time.Millisecond, "how far upstream is: a second series of pairs, where it takes that long to answer; 0: none")
-	fs.StringVar(&opt.coldCorpus, "cold-corpus", "", "a module cache's cache/download `folder` to serve in place of the generated modules")
-	fs.StringVar(&opt.coldGoMod, "cold-gomod", "", "go.mod `file` to download from --cold-corpus (default: the largest in it, or ./go.mod, that downloads whole)")
+	fs.DurationVar(&opt.coldDelay, "cold-delay", 20*time.Millisecond, "how far upstream is: one more series of made-up modules, where it takes that long to answer; 0: none")
+	fs.StringVar(&opt.coldGoMod, "cold-gomod", "go.mod", "`file` whose modules, real ones, are downloaded from the module cache as an upstream; empty: only made-up ones")
 	fs.StringVar(&opt.out, "out", "", "`folder` for bench.md and bench.json")
 	fs.BoolVar(&opt.check, "check", false, "exit with 1 when a budget is missed")
-	fs.DurationVar(&opt.timeout, "timeout", 20*time.Minute, "end the run after this time")
+	fs.DurationVar(&opt.timeout, "timeout", 40*time.Minute, "end the run after this time")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
@@ -99,9 +97,6 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	}
 	if opt.passes < 1 || opt.connections < 1 || opt.coldPairs < 1 || opt.duration <= 0 || opt.requests < 0 {
 		return nil, fmt.Errorf("--passes, --connections, --cold-pairs and --duration must be above zero, --requests not below")
-	}
-	if opt.coldGoMod != "" && opt.coldCorpus == "" {
-		return nil, fmt.Errorf("--cold-gomod needs --cold-corpus")
 	}
 	taken := map[string]bool{nameAll: true, nameThree: true, nameFleet: true, nameBare: true, nameServeContent: true, nameNginx: true}
 	for i := range opt.peers {

@@ -146,13 +146,13 @@ func warmTable(cells []*warmCell) string {
 }
 
 func coldTable(rs []*coldResult) string {
-	t := table{{"Server", "Upstream takes", "Median s", "Ratio to direct", "of the pairs", "zips", "go.mod", "MiB", "Upstream zip requests"}}
+	t := table{{"Server", "Modules", "Upstream takes", "Median s", "Ratio to direct", "of the pairs", "zips", "go.mod", "MiB", "Upstream zip requests"}}
 	for _, r := range rs {
 		pairs := make([]string, len(r.Ratios))
 		for i, x := range r.Ratios {
 			pairs[i] = fmt.Sprintf("%.2f", x)
 		}
-		t.add(r.Peer, r.Delay.String(), fmt.Sprintf("%.2f", r.Median), fmt.Sprintf("%.2f", r.Ratio), strings.Join(pairs, " "),
+		t.add(r.Peer, r.Modules, r.Delay.String(), fmt.Sprintf("%.2f", r.Median), fmt.Sprintf("%.2f", r.Ratio), strings.Join(pairs, " "),
 			fmt.Sprint(r.Zips), fmt.Sprint(r.Mods), fmt.Sprintf("%.1f", r.MiB), fmt.Sprint(r.UpstreamZips))
 	}
 	return t.String()

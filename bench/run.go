@@ -60,15 +60,7 @@ func run(ctx context.Context, opt *options) (rep *report, err error) {
 		errs = append(errs, b.warm(ctx, rep))
 	}
 	if opt.only["cold"] && ctx.Err() == nil {
-		delays := []time.Duration{0}
-		if opt.coldDelay > 0 {
-			delays = append(delays, opt.coldDelay)
-		}
-		for _, delay := range delays {
-			rs, err := b.measureCold(ctx, delay)
-			rep.Cold = append(rep.Cold, rs...)
-			errs = append(errs, err)
-		}
+		errs = append(errs, b.cold(ctx, rep))
 	}
 	if opt.only["herd"] && ctx.Err() == nil {
 		errs = append(errs, b.herds(ctx, rep))

@@ -246,7 +246,7 @@ func TestOptions(t *testing.T) {
 	}
 	for _, args := range [][]string{
 		{"--only=hot"}, {"--peer=a"}, {"--peer=bare=http://127.0.0.1:1"}, {"--peer-pid=a=1"}, {"--peer-pid=a=x"},
-		{"--nginx=maybe"}, {"--passes=0"}, {"--cold-gomod=x"}, {"more"},
+		{"--nginx=maybe"}, {"--passes=0"}, {"more"},
 	} {
 		if _, err := parseOptions(args, t.Output()); err == nil {
 			t.Errorf("%q: no error", args)
