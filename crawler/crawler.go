@@ -148,14 +148,15 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 // List implements goproxy.Source: the list as fresh as Freshness says.
 func (c *Crawler) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
 	k := storage.Key{Path: path, File: storage.FileList}
-	c.watch(path)
-	return ensure(ctx, c, k, func(ctx context.Context, maxAge time.Duration) (*goproxy.VersionList, error) {
+	list, err := ensure(ctx, c, k, func(ctx context.Context, maxAge time.Duration) (*goproxy.VersionList, error) {
 		known, err := c.known(ctx, k, maxAge)
 		if err != nil {
 			return nil, err
 		}
 		return goproxy.NewVersionList(path, known.Versions, known.Checked), nil
 	})
+	c.watch(path, err)
+	return list, err
 }
 
 // Resolve implements goproxy.Source.
@@ -269,19 +270,30 @@ func (c *Crawler) fetched(ctx context.Context, k storage.Key) error {
 	// One that was given back before it was tried (a crawler was told to stop, others of
 	// the host went before, or it was tried for nobody, who has less room) is waited for
 	// again, and made due, which it is not by itself where it is old.
-	for pause := time.Second; goproxy.Status(err) == http.StatusServiceUnavailable && retryAfter(err) > 0 && retryAfter(err) <= time.Second; pause *= 2 {
+	givenBack := func() bool {
+		return goproxy.Status(err) == http.StatusServiceUnavailable && retryAfter(err) > 0 && retryAfter(err) <= time.Second
+	}
+	for pause := time.Second; givenBack(); pause = min(2*pause, maxTurn) {
 		turn, cancel := context.WithTimeout(ctx, pause)
 		err = c.ledger.Wait(turn, k)
 		late := turn.Err() != nil
 		cancel()
-		if late && ctx.Err() == nil {
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return err
+		case late:
 			if err = c.enqueue(ctx, k); err == nil {
 				err = c.ledger.Wait(ctx, k)
 			}
+		case givenBack(): // at once, where it is parked for a moment yet
+			sleep(ctx, retryAfter(err))
 		}
 	}
 	return err
 }
+
+// maxTurn is how long a job that was given back is waited for before it is made due.
+const maxTurn = time.Minute
 
 // forMany is the context of a question that is asked for all who want its answer: it
 // does not end with one of them, and somebody waits for it.
