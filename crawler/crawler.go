@@ -23,7 +23,6 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/mod/module"
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/athensctl/athensctl/goproxy"
@@ -58,7 +57,7 @@ type Options struct {
 	Freshness     time.Duration // how long a list, an answer or a refusal is good
 	Workers       int           // fetches at once; no host has more than half of them
 	ZipWorkers    int           // of which zips; so are these shared
-	InflightBytes int64         // bytes of zips being fetched at once
+	InflightBytes int64         // bytes of zips being fetched at once; no host has more than half of them
 	Lease         time.Duration // after which another crawler takes a dead one's job
 	Attempts      int           // of one job
 	Ahead         Ahead
@@ -81,7 +80,7 @@ type Crawler struct {
 	claimed    atomic.Int64       // jobs of the queue that wait for their turn
 	starved    atomic.Bool        // the queue was not looked at, for want of a worker
 	flights    singleflight.Group // demand, by key
-	inflight   *semaphore.Weighted
+	inflight   *inflight
 	outcomes   *prometheus.CounterVec
 	mismatches prometheus.Counter
 	queueFull  prometheus.Counter
@@ -89,7 +88,6 @@ type Crawler struct {
 	feedTime   *prometheus.GaugeVec
 	refresh    refresher
 	busy       atomic.Int64
-	bytes      atomic.Int64
 	names      atomic.Uint64 // of workers, that were given
 	complained atomic.Int64  // when a claim failed last, seconds since 1970
 
@@ -110,7 +108,7 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 		claims:  newGate(o.Workers, 0),
 
 		refreshes: newGate(o.Ahead.Parallel, 0),
-		inflight:  semaphore.NewWeighted(o.InflightBytes),
+		inflight:  newInflight(o.InflightBytes),
 		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "athensctl_fetches_total",
 			Help: "Fetches from upstream that ended, by file (list, info, mod, zip) and outcome (ok, kept, refused, retry, held, parked, failed, lost).",
@@ -140,7 +138,8 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 				Name: "athensctl_crawler_waiting", Help: "Fetches that wait for their turn, behind others of the same host.",
 			}, func() float64 { return float64(c.workers.waits() + c.zips.waits()) }),
 			gauge("athensctl_crawler_busy_workers", "Fetches going on.", &c.busy),
-			gauge("athensctl_crawler_inflight_bytes", "Bytes of zips being fetched.", &c.bytes))
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "athensctl_crawler_inflight_bytes", Help: "Bytes of zips being fetched."},
+				func() float64 { return float64(c.inflight.bytes()) }))
 	}
 	return c
 }

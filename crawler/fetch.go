@@ -394,7 +394,8 @@ func (c *Crawler) complete(ctx context.Context, m module.Version, again bool) {
 	}
 }
 
-// spool writes the zip that s has to tmp, in place of what is there.
+// spool writes the zip that s has to tmp, in place of what is there. A zip for which there
+// is no room within InflightBytes is held: 503, and its job goes back to the queue.
 func (c *Crawler) spool(ctx context.Context, s goproxy.Source, m module.Version, tmp *os.File) error {
 	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -410,18 +411,16 @@ func (c *Crawler) spool(ctx context.Context, s goproxy.Source, m module.Version,
 	if b.SizeBytes > goproxy.MaxZipBytes {
 		return fmt.Errorf("zip of %d bytes; at most %d are accepted", b.SizeBytes, goproxy.MaxZipBytes)
 	}
-	weight := b.SizeBytes
-	if weight < 0 {
-		weight = goproxy.MaxZipBytes
-	}
-	weight = min(weight, c.o.InflightBytes)
-	if err := c.inflight.Acquire(ctx, weight); err != nil {
+	part := c.inflight.part(ctx, laneOf(storage.Key{Path: m.Path}).host)
+	defer part.release()
+	if err := part.take(ctx, b); err != nil {
 		return err
 	}
-	defer c.inflight.Release(weight)
-	c.bytes.Add(weight)
-	defer c.bytes.Add(-weight)
-	n, err := io.Copy(tmp, io.LimitReader(b, goproxy.MaxZipBytes+1))
+	var r io.Reader = b
+	if b.SizeBytes < 0 {
+		r = part.reader(ctx, b)
+	}
+	n, err := io.Copy(tmp, io.LimitReader(r, goproxy.MaxZipBytes+1))
 	if err != nil {
 		return err
 	}
