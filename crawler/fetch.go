@@ -54,6 +54,8 @@ func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, 
 	switch {
 	case err == nil:
 		return "ok", nil
+	case isRefused(err) && goproxy.Status(err) == http.StatusBadGateway && c.answeredBefore(ctx, k):
+		return "refused", err // what upstream has said before says more
 	case isRefused(err):
 		known := &storage.Known{Checked: asked, RefusedStatus: goproxy.Status(err), Refused: err.Error()}
 		if err := c.ledger.SetKnown(ctx, k, known); err != nil {
@@ -64,6 +66,12 @@ func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, 
 		return "refused", err // for this once: who comes again has it asked for again
 	}
 	return "", ours(k, err)
+}
+
+// answeredBefore reports whether a list or an answer is known, or it may be.
+func (c *Crawler) answeredBefore(ctx context.Context, k storage.Key) bool {
+	known, err := c.ledger.Known(ctx, k)
+	return err == nil && known.RefusedStatus == 0 || err != nil && !errors.Is(err, fs.ErrNotExist)
 }
 
 // ours is an error that is not upstream's answer as who waits is told it: that a folder or
@@ -119,13 +127,14 @@ const off = "off"
 // nothing counts as absent while somebody could not be asked. The last two are refusals;
 // absence while one of them still looks is not. An unsupported origin behind one that said
 // "not found" changes nothing of that but the text: the go command asks for every
-// prefix of a path, and must be told that there is no such module.
+// prefix of a path, and must be told that there is no such module. A failure that stays (a
+// version of which no module zip can be made, what an upstream forbids) is a refusal too.
 // Sources: https://go.dev/ref/mod#goproxy-protocol, cmd/go/internal/modfetch.TryProxies.
 func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, error) {
 	var none T
 	absence := goproxy.NotFound("%s: upstream is off", what)
 	var unsupported, failure error
-	asked, pending := false, false
+	asked, pending, passing := false, false, false
 	for _, o := range c.o.Origins {
 		v, err := f(o.Source)
 		if err == nil {
@@ -150,7 +159,9 @@ func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, 
 			if isNotSent(err) {
 				e.Status = http.StatusServiceUnavailable // a bound was hit
 			}
-			failure = e
+			if passes := transient(e); passes || !passing {
+				failure, passing = e, passes
+			}
 		case strings.HasPrefix(err.Error(), "not found: "+what):
 			absence = goproxy.NotFound("%w", err)
 		default:
@@ -163,6 +174,8 @@ func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, 
 		}
 	}
 	switch {
+	case failure != nil && !passing && !pending: // nobody may have an answer soon
+		return none, refused{failure}
 	case failure != nil:
 		return none, failure
 	case pending:
@@ -212,7 +225,7 @@ func (c *Crawler) fetchQuery(ctx context.Context, k storage.Key) error {
 	info, err := ask(c, k.Path+"@"+k.Query, func(s goproxy.Source) (*goproxy.Info, error) {
 		return s.Resolve(ctx, k.Path, k.Query)
 	})
-	if k.Query == goproxy.Latest && (isRefused(err) || isPending(err)) {
+	if k.Query == goproxy.Latest && (isRefused(err) && goproxy.Status(err) != http.StatusBadGateway || isPending(err)) {
 		// Within this job: waiting for another would hold a worker.
 		if found, foundErr := c.latestOfList(ctx, k.Path); foundErr == nil {
 			info, err = found, nil
