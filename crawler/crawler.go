@@ -222,7 +222,7 @@ func Refusal(k *storage.Known) error {
 	if k.RefusedStatus == 0 {
 		return nil
 	}
-	return &goproxy.Error{Status: k.RefusedStatus, Message: k.Refused}
+	return &goproxy.Error{Status: k.RefusedStatus, Message: k.Refused, Checked: k.Checked}
 }
 
 // ensure returns what look finds for k. Where it finds nothing it makes a job of
