@@ -217,20 +217,21 @@ func (p *process) addCrawler() error {
 		return nil
 	}
 	bounds := crawler.NewHosts(crawler.HostOptions{Connections: cfg.HostConnections, Rate: float64(cfg.HostRate), Failures: cfg.HostFailures, Timeout: cfg.UpstreamTimeout, Metrics: p.registry})
-	upstream := &http.Client{Transport: bounded(bounds)(&http.Transport{
+	remote, err := gitRemote(cfg, bounded(bounds))
+	if err != nil {
+		return err
+	}
+	// Upstream proxies, the checksum database, feeds and catalogs are where the operator says.
+	upstream := remote.Named(&http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: cfg.Workers,
 		ResponseHeaderTimeout: cfg.UpstreamTimeout, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
 		DisableCompression: true,
-	})}
+	})
 	sumdb, err := crawler.NewSumDB(cfg.SumDB, upstream, proxies(cfg), p.ledger, cfg.IsPrivate)
 	if err != nil {
 		return err
 	}
 	tmp, err := p.tempDir()
-	if err != nil {
-		return err
-	}
-	remote, err := gitRemote(cfg, bounded(bounds))
 	if err != nil {
 		return err
 	}
