@@ -122,6 +122,7 @@ type Config struct {
 	CacheMemoryBytes  Bytes         `key:"cache-memory-bytes" default:"32MiB" help:"Most that the proxy's cache takes in memory."`
 	Workers           int           `key:"workers" default:"256" help:"Fetches at once, for each crawler. They are shared among the hosts whose modules are fetched: one gets half of them at most, and a fifth of 256."`
 	ZipWorkers        int           `key:"zip-workers" default:"16, or workers where that is less" help:"Of these, zips; one host gets half of them at most."`
+	CrawlerMaxWaiting int           `key:"crawler-max-waiting" default:"4096" help:"Fetches of a crawler that may wait for their turn, for each of workers and zip-workers; those of one host half as many. More are refused with 503."`
 	InflightMaxBytes  Bytes         `key:"inflight-max-bytes" default:"2GiB" help:"Bytes of zips being fetched to disk at once, for each crawler; one host gets half of them at most. A zip for which there are none is 503, and tried again later."`
 	QueueMax          int           `key:"queue-max" default:"20000" help:"Jobs in the queue, besides parked ones; more are refused with 503. Work ahead of demand has half of it."`
 	MaxWaiting        int           `key:"max-waiting" default:"2000" help:"Requests of a proxy that may wait for a fetch; more are refused with 503."`

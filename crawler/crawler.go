@@ -57,6 +57,7 @@ type Options struct {
 	Freshness     time.Duration // how long a list, an answer or a refusal is good
 	Workers       int           // fetches at once; no host has more than half of them
 	ZipWorkers    int           // of which zips; so are these shared
+	MaxWaiting    int           // fetches that may wait for their turn, behind workers or zip workers; one host's half as many. 0: 4096
 	InflightBytes int64         // bytes of zips being fetched at once; no host has more than half of them
 	Lease         time.Duration // after which another crawler takes a dead one's job
 	Attempts      int           // of one job
@@ -103,8 +104,8 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 	c := &Crawler{
 		o: o, store: store, ledger: bounded{ledger},
 		nudge:   make(chan struct{}, max(1, o.Workers)),
-		workers: newGate(o.Workers, maxWaiting),
-		zips:    newGate(o.ZipWorkers, maxWaiting),
+		workers: newGate(o.Workers, cmp.Or(o.MaxWaiting, defaultWaiting)),
+		zips:    newGate(o.ZipWorkers, cmp.Or(o.MaxWaiting, defaultWaiting)),
 		claims:  newGate(o.Workers, 0),
 
 		refreshes: newGate(o.Ahead.Parallel, 0),
@@ -341,9 +342,9 @@ func (c *Crawler) begin() (context.Context, bool) {
 	return c.running, true
 }
 
-// maxWaiting is how many fetches may wait for their turn, those of one host half as many;
-// a waiting fetch that was asked for has no more to it than the request has.
-const maxWaiting = 4096
+// defaultWaiting fetches may wait for their turn, those of one host half as many; a waiting
+// fetch that was asked for has no more to it than the request has.
+const defaultWaiting = 4096
 
 // enter waits until it is k's turn to be fetched: for a zip, among the zips first.
 func (c *Crawler) enter(ctx context.Context, k storage.Key, p storage.Priority) (leave func(), err error) {

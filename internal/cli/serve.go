@@ -239,7 +239,7 @@ func (p *process) addCrawler() error {
 	p.closers = append(p.closers, hosts.Close)
 	o := crawler.Options{
 		Origins: origins(cfg, upstream, hosts), TempDir: tmp, Freshness: cfg.Freshness,
-		Workers: cfg.Workers, ZipWorkers: cfg.ZipWorkers, InflightBytes: int64(cfg.InflightMaxBytes),
+		Workers: cfg.Workers, ZipWorkers: cfg.ZipWorkers, MaxWaiting: cfg.CrawlerMaxWaiting, InflightBytes: int64(cfg.InflightMaxBytes),
 		Lease: cfg.JobLease, Attempts: cfg.JobAttempts, Ahead: p.ahead(upstream), Name: p.name, Metrics: p.registry, Tracer: p.tracer, Log: p.log,
 	}
 	if sumdb != nil {
