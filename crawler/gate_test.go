@@ -564,7 +564,9 @@ func TestQueueAmongRequests(t *testing.T) {
 
 // No more wait than MaxWaiting says, of one host half as many; the next is told at once.
 func TestMaxWaiting(t *testing.T) {
-	o := options(source{list: func(ctx context.Context, path string) ([]string, error) { return []string{"v1.0.0"}, pause(ctx, time.Second) }})
+	o := options(source{list: func(ctx context.Context, path string) ([]string, error) {
+		return []string{"v1.0.0"}, pause(ctx, time.Second)
+	}})
 	o.Workers, o.MaxWaiting = 1, 10
 	inBubble(t, memory.New(0, nil), o, func(t *testing.T, c *Crawler) {
 		var wg sync.WaitGroup
