@@ -500,7 +500,7 @@ func (c *Crawler) enterClaimed(ctx context.Context, job *storage.Job) (leave fun
 	c.claimed.Add(-1)
 	if err != nil {
 		unclaim()
-		return nil, held(ctx, time.Second, "%s: others of the same host were fetched for %v", job.Key, wait)
+		return nil, held(ctx, "turn", time.Second, "%s: others of the same host were fetched for %v", job.Key, wait)
 	}
 	return func() { leaveGates(); unclaim() }, nil
 }

@@ -95,7 +95,7 @@ func (f readFunc) Read(b []byte) (int, error) { return f(b) }
 
 // full is the error of who got none: the job goes back to the queue.
 func (p *part) full(ctx context.Context) error {
-	return held(ctx, lineFull, "%s: too many bytes of zips are being fetched (setting inflight-max-bytes)", p.host)
+	return held(ctx, "bytes", lineFull, "%s: too many bytes of zips are being fetched (setting inflight-max-bytes)", p.host)
 }
 
 // take takes the bytes of a zip, as far as it is said how many they are. One whose content
