@@ -102,7 +102,7 @@ var _ goproxy.Source = (*Crawler)(nil)
 // New returns a crawler that has not started.
 func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 	c := &Crawler{
-		o: o, store: store, ledger: bounded{ledger},
+		o: o, store: steady{store}, ledger: bounded{ledger},
 		nudge:   make(chan struct{}, max(1, o.Workers)),
 		workers: newGate(o.Workers, cmp.Or(o.MaxWaiting, defaultWaiting)),
 		zips:    newGate(o.ZipWorkers, cmp.Or(o.MaxWaiting, defaultWaiting)),
@@ -266,7 +266,7 @@ func (c *Crawler) fetched(ctx context.Context, k storage.Key) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	err := c.ledger.Wait(ctx, k)
+	err := c.wait(ctx, k)
 	// One that was given back before it was tried (a crawler was told to stop, others of
 	// the host went before, or it was tried for nobody, who has less room) is waited for
 	// again, and made due, which it is not by itself where it is old.
@@ -275,7 +275,7 @@ func (c *Crawler) fetched(ctx context.Context, k storage.Key) error {
 	}
 	for pause := time.Second; givenBack(); pause = min(2*pause, maxTurn) {
 		turn, cancel := context.WithTimeout(ctx, pause)
-		err = c.ledger.Wait(turn, k)
+		err = c.wait(turn, k)
 		late := turn.Err() != nil
 		cancel()
 		switch {
@@ -283,12 +283,19 @@ func (c *Crawler) fetched(ctx context.Context, k storage.Key) error {
 			return err
 		case late:
 			if err = c.enqueue(ctx, k); err == nil {
-				err = c.ledger.Wait(ctx, k)
+				err = c.wait(ctx, k)
 			}
 		case givenBack(): // at once, where it is parked for a moment yet
 			sleep(ctx, retryAfter(err))
 		}
 	}
+	return err
+}
+
+// wait is the ledger's Wait. The job outlives a storage process that does not: it is waited
+// for when storage is back.
+func (c *Crawler) wait(ctx context.Context, k storage.Key) error {
+	_, err := again(ctx, func() (struct{}, error) { return struct{}{}, c.ledger.Wait(ctx, k) })
 	return err
 }
 
