@@ -422,7 +422,7 @@ func (c *Crawler) spool(ctx context.Context, s goproxy.Source, m module.Version,
 	}
 	defer b.Close()
 	if b.SizeBytes > goproxy.MaxZipBytes {
-		return fmt.Errorf("zip of %d bytes; at most %d are accepted", b.SizeBytes, goproxy.MaxZipBytes)
+		return tooLarge("zip of %d bytes", b.SizeBytes)
 	}
 	part := c.inflight.part(ctx, laneOf(storage.Key{Path: m.Path}).host)
 	defer part.release()
@@ -437,10 +437,18 @@ func (c *Crawler) spool(ctx context.Context, s goproxy.Source, m module.Version,
 	if err != nil {
 		return err
 	}
+	if n > goproxy.MaxZipBytes {
+		return tooLarge("zip without an end")
+	}
 	if b.SizeBytes >= 0 && n != b.SizeBytes {
 		return fmt.Errorf("the zip was cut after %d of %d bytes", n, b.SizeBytes)
 	}
 	return nil
+}
+
+// tooLarge is an error that another attempt does not change.
+func tooLarge(format string, args ...any) error {
+	return goproxy.Errorf(http.StatusRequestEntityTooLarge, format+"; at most %d are accepted", append(args, goproxy.MaxZipBytes)...)
 }
 
 // sameMod compares the zip's go.mod with the one kept, if one is.
