@@ -3,8 +3,11 @@ package crawler
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,15 +30,28 @@ func TestRefreshRefused(t *testing.T) {
 		"gone.example/m": goproxy.NotFound("no such module"), "hg.example/m": goproxy.Errorf(http.StatusNotImplemented, "mercurial"),
 		"forbidden.example/m": goproxy.Errorf(http.StatusForbidden, "no"), "away.example/m": goproxy.Errorf(http.StatusBadGateway, "away"),
 	}
-	asked := map[string]int{}
+	var mu sync.Mutex
+	counts := map[string]int{}
 	o := options(source{list: func(_ context.Context, path string) ([]string, error) {
-		asked[path]++
+		mu.Lock()
+		defer mu.Unlock()
+		counts[path]++
 		return []string{"v1.0.0"}, answer[path]
 	}})
+	asked := func(path string) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return counts[path]
+	}
+	say := func(path string, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		answer[path] = err
+	}
 	o.Attempts = 1
 	o.Ahead = Ahead{Refresh: 72 * time.Hour, MaxStale: 10 * time.Minute, Parallel: 8}
 	inBubble(t, memory.New(0, nil), o, func(t *testing.T, c *Crawler) {
-		for path := range answer {
+		for _, path := range slices.Collect(maps.Keys(answer)) {
 			for range 2 { // the second is answered from what is known
 				if _, err := c.List(t.Context(), path); err == nil {
 					t.Errorf("%s has a list", path)
@@ -49,20 +65,20 @@ func TestRefreshRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(20 * time.Minute)
-		if n := asked["fine.example/m"]; n < 3 || asked["gone.example/m"] != 1 || asked["hg.example/m"] != 1 || c.refresh.watches() != 1 {
-			t.Errorf("asked %v", asked)
+		if n := asked("fine.example/m"); n < 3 || asked("gone.example/m") != 1 || asked("hg.example/m") != 1 || c.refresh.watches() != 1 {
+			t.Errorf("one that is there was asked for %d times, one that is gone %d", n, asked("gone.example/m"))
 		}
-		answer["fine.example/m"] = goproxy.Errorf(http.StatusBadGateway, "away")
+		say("fine.example/m", goproxy.Errorf(http.StatusBadGateway, "away"))
 		time.Sleep(20 * time.Minute)
 		if c.refresh.watches() != 1 {
 			t.Error("a list that fails for a time is looked after no more")
 		}
-		answer["fine.example/m"] = goproxy.NotFound("it was removed")
+		say("fine.example/m", goproxy.NotFound("it was removed"))
 		time.Sleep(3 * time.Hour)
-		before := asked["fine.example/m"]
+		before := asked("fine.example/m")
 		time.Sleep(3 * time.Hour)
-		if asked["fine.example/m"] != before || c.refresh.watches() != 0 {
-			t.Errorf("a list that is gone was asked for %d times more; %d are looked after", asked["fine.example/m"]-before, c.refresh.watches())
+		if asked("fine.example/m") != before || c.refresh.watches() != 0 {
+			t.Errorf("a list that is gone was asked for %d times more; %d are looked after", asked("fine.example/m")-before, c.refresh.watches())
 		}
 	})
 }
