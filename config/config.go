@@ -81,7 +81,7 @@ type Config struct {
 	Private       string `key:"private" help:"Module path patterns, as in GOPRIVATE, that are never looked up in the checksum database."`
 	SumDB         string `key:"sumdb" default:"sum.golang.org" help:"Checksum database, in GOSUMDB syntax: a name, name+key, or either and a URL; off."`
 	VCSInsteadOf  List   `key:"vcs-instead-of" help:"FROM=TO, as git's insteadOf: a repository URL that begins with FROM begins with TO instead. TO is a URL of https, http or ssh, or user@host:path; its host may have a private address."`
-	VCSAllowHost  List   `key:"vcs-allow-host" help:"Patterns of git hosts that may have addresses that are not on the internet (private, loopback, link-local)."`
+	VCSAllowHost  List   `key:"vcs-allow-host" help:"Patterns of hosts that may have addresses that are not on the internet (private, loopback, link-local): git hosts, and those that upstream, the checksum database, a feed or a catalog redirects to."`
 	VCSInsecure   string `key:"vcs-insecure" help:"Module path patterns, as in GOINSECURE, that may be fetched over http."`
 	VCSTokens     List   `key:"vcs-tokens" secret:"true" help:"HOST=SECRET or HOST/PATH=USER:SECRET: credentials for git hosts; the longest match wins, before netrc."`
 	VCSNetrc      string `key:"vcs-netrc" help:"Netrc file with credentials for git hosts; empty: $NETRC or ~/.netrc where there is one; off."`
@@ -122,7 +122,8 @@ type Config struct {
 	CacheMemoryBytes  Bytes         `key:"cache-memory-bytes" default:"32MiB" help:"Most that the proxy's cache takes in memory."`
 	Workers           int           `key:"workers" default:"256" help:"Fetches at once, for each crawler. They are shared among the hosts whose modules are fetched: one gets half of them at most, and a fifth of 256."`
 	ZipWorkers        int           `key:"zip-workers" default:"16, or workers where that is less" help:"Of these, zips; one host gets half of them at most."`
-	InflightMaxBytes  Bytes         `key:"inflight-max-bytes" default:"2GiB" help:"Bytes of zips being fetched to disk at once, for each crawler."`
+	CrawlerMaxWaiting int           `key:"crawler-max-waiting" default:"4096" help:"Fetches of a crawler that may wait for their turn, for each of workers and zip-workers; those of one host half as many. More are refused with 503."`
+	InflightMaxBytes  Bytes         `key:"inflight-max-bytes" default:"2GiB" help:"Bytes of zips being fetched to disk at once, for each crawler; one host gets half of them at most. A zip for which there are none is 503, and tried again later."`
 	QueueMax          int           `key:"queue-max" default:"20000" help:"Jobs in the queue, besides parked ones; more are refused with 503. Work ahead of demand has half of it."`
 	MaxWaiting        int           `key:"max-waiting" default:"2000" help:"Requests of a proxy that may wait for a fetch; more are refused with 503."`
 	MaxConnections    int           `key:"max-connections" default:"10000" help:"Requests in flight for each address; more are refused with 503."`

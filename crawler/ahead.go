@@ -91,14 +91,14 @@ func (c *Crawler) bring(ctx context.Context, k storage.Key) error {
 		}
 	}
 	c.wakeWorker()
-	err := c.ledger.Wait(ctx, k)
+	err := c.wait(ctx, k)
 	for end := time.Now().Add(heldPatience); background && goproxy.Status(err) == http.StatusServiceUnavailable; {
 		next := retryAfter(err)
 		if next <= 0 || next > time.Until(end) || !sleep(ctx, next) {
 			break
 		}
 		one, cancel := context.WithDeadline(ctx, end)
-		again := c.ledger.Wait(one, k)
+		again := c.wait(one, k)
 		late := one.Err() != nil
 		cancel()
 		if late {

@@ -1,10 +1,8 @@
 package crawler
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
@@ -54,6 +52,8 @@ func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, 
 	switch {
 	case err == nil:
 		return "ok", nil
+	case isRefused(err) && goproxy.Status(err) == http.StatusBadGateway && c.answeredBefore(ctx, k):
+		return "refused", err // what upstream has said before says more
 	case isRefused(err):
 		known := &storage.Known{Checked: asked, RefusedStatus: goproxy.Status(err), Refused: err.Error()}
 		if err := c.ledger.SetKnown(ctx, k, known); err != nil {
@@ -64,6 +64,12 @@ func (c *Crawler) fetch(ctx context.Context, job *storage.Job) (outcome string, 
 		return "refused", err // for this once: who comes again has it asked for again
 	}
 	return "", ours(k, err)
+}
+
+// answeredBefore reports whether a list or an answer is known, or it may be.
+func (c *Crawler) answeredBefore(ctx context.Context, k storage.Key) bool {
+	known, err := c.ledger.Known(ctx, k)
+	return err == nil && known.RefusedStatus == 0 || err != nil && !errors.Is(err, fs.ErrNotExist)
 }
 
 // ours is an error that is not upstream's answer as who waits is told it: that a folder or
@@ -119,13 +125,14 @@ const off = "off"
 // nothing counts as absent while somebody could not be asked. The last two are refusals;
 // absence while one of them still looks is not. An unsupported origin behind one that said
 // "not found" changes nothing of that but the text: the go command asks for every
-// prefix of a path, and must be told that there is no such module.
+// prefix of a path, and must be told that there is no such module. A failure that stays (a
+// version of which no module zip can be made, what an upstream forbids) is a refusal too.
 // Sources: https://go.dev/ref/mod#goproxy-protocol, cmd/go/internal/modfetch.TryProxies.
 func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, error) {
 	var none T
 	absence := goproxy.NotFound("%s: upstream is off", what)
 	var unsupported, failure error
-	asked, pending := false, false
+	asked, pending, passing := false, false, false
 	for _, o := range c.o.Origins {
 		v, err := f(o.Source)
 		if err == nil {
@@ -150,7 +157,9 @@ func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, 
 			if isNotSent(err) {
 				e.Status = http.StatusServiceUnavailable // a bound was hit
 			}
-			failure = e
+			if passes := transient(e); passes || !passing {
+				failure, passing = e, passes
+			}
 		case strings.HasPrefix(err.Error(), "not found: "+what):
 			absence = goproxy.NotFound("%w", err)
 		default:
@@ -163,6 +172,8 @@ func ask[T any](c *Crawler, what string, f func(goproxy.Source) (T, error)) (T, 
 		}
 	}
 	switch {
+	case failure != nil && !passing && !pending: // nobody may have an answer soon
+		return none, refused{failure}
 	case failure != nil:
 		return none, failure
 	case pending:
@@ -212,7 +223,7 @@ func (c *Crawler) fetchQuery(ctx context.Context, k storage.Key) error {
 	info, err := ask(c, k.Path+"@"+k.Query, func(s goproxy.Source) (*goproxy.Info, error) {
 		return s.Resolve(ctx, k.Path, k.Query)
 	})
-	if k.Query == goproxy.Latest && (isRefused(err) || isPending(err)) {
+	if k.Query == goproxy.Latest && (isRefused(err) && goproxy.Status(err) != http.StatusBadGateway || isPending(err)) {
 		// Within this job: waiting for another would hold a worker.
 		if found, foundErr := c.latestOfList(ctx, k.Path); foundErr == nil {
 			info, err = found, nil
@@ -327,135 +338,19 @@ func verifyMod(mod []byte, verify func(string) error) error {
 	return verify(h1)
 }
 
-// fetchZip spools the zip to disk, checks all of it, and only then keeps it,
-// with the go.mod file that is in it.
-func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
-	verify, verifyItsMod := c.expect(ctx, m.Path, m.Version), c.expect(ctx, m.Path, m.Version+"/go.mod")
-	tmp, err := os.CreateTemp(c.o.TempDir, "fetch-")
-	if err != nil {
-		return storage.FullDisk(err)
-	}
-	defer os.Remove(tmp.Name())
-	defer tmp.Close()
-	if _, err := ask(c, m.String()+" (zip)", func(s goproxy.Source) (struct{}, error) {
-		return struct{}{}, c.spool(ctx, s, m, tmp)
-	}); err != nil {
-		return storage.FullDisk(err) // where that is why: upstream is well
-	}
-	h1, mod, err := goproxy.CheckZip(m, tmp.Name())
-	if err != nil {
-		return badAnswer(err)
-	}
-	if err := c.sameMod(ctx, m, mod); err != nil {
-		return err
-	}
-	if err := verifyMod(mod, verifyItsMod); err != nil {
-		return err
-	}
-	if err := verify(h1); err != nil {
-		return err
-	}
-	size, err := tmp.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	return keep(c.put(ctx, m, storage.Files{Mod: mod, Zip: tmp, ZipH1: h1}, size))
-}
-
-// complete fetches .info where the zip was asked for alone, as a job of its own
-// that this worker does: a git host's answer to the zip holds it. Where .info is kept and
-// the zip was found kept (again), whoever kept them may not have got as far as the list
-// and the index: a Put that changes nothing does. It is for later: who waits for the zip
-// has it, whatever comes of this.
-func (c *Crawler) complete(ctx context.Context, m module.Version, again bool) {
-	info, err := c.store.Resolve(ctx, m.Path, m.Version)
-	if err == nil && again {
-		if err := keep(c.put(ctx, m, storage.Files{Info: info.JSON()}, 0)); err != nil {
-			c.o.Log.Warn("a version may not be listed", "version", m.String(), "err", err)
-		}
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return
-	}
-	k := storage.Key{Path: m.Path, Query: m.Version, File: storage.FileInfo}
-	var job *storage.Job
-	job, err = c.ledger.Start(ctx, jobOf(ctx, k, storage.Demand), c.workerName(), c.o.Lease)
-	switch {
-	case errors.Is(err, storage.ErrQueueFull):
-		err = c.fetchInfo(ctx, m) // without a job: nobody would ever make another
-	case err == nil && job != nil:
-		err = c.run(ctx, job, nil)
-	}
-	if err != nil {
-		c.o.Log.Warn("a version is not complete", "version", m.String(), "err", err)
-	}
-}
-
-// spool writes the zip that s has to tmp, in place of what is there.
-func (c *Crawler) spool(ctx context.Context, s goproxy.Source, m module.Version, tmp *os.File) error {
-	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	if err := tmp.Truncate(0); err != nil {
-		return err
-	}
-	b, err := s.Zip(ctx, m)
-	if err != nil {
-		return err
-	}
-	defer b.Close()
-	if b.SizeBytes > goproxy.MaxZipBytes {
-		return fmt.Errorf("zip of %d bytes; at most %d are accepted", b.SizeBytes, goproxy.MaxZipBytes)
-	}
-	weight := b.SizeBytes
-	if weight < 0 {
-		weight = goproxy.MaxZipBytes
-	}
-	weight = min(weight, c.o.InflightBytes)
-	if err := c.inflight.Acquire(ctx, weight); err != nil {
-		return err
-	}
-	defer c.inflight.Release(weight)
-	c.bytes.Add(weight)
-	defer c.bytes.Add(-weight)
-	n, err := io.Copy(tmp, io.LimitReader(b, goproxy.MaxZipBytes+1))
-	if err != nil {
-		return err
-	}
-	if b.SizeBytes >= 0 && n != b.SizeBytes {
-		return fmt.Errorf("the zip was cut after %d of %d bytes", n, b.SizeBytes)
-	}
-	return nil
-}
-
-// sameMod compares the zip's go.mod with the one kept, if one is.
-func (c *Crawler) sameMod(ctx context.Context, m module.Version, mod []byte) error {
-	b, err := c.store.Mod(ctx, m)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	have, err := b.ReadAll(goproxy.MaxModBytes)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(have, mod) {
-		return badAnswer(fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m))
-	}
-	return nil
-}
-
 // put is Put, which has a minute, in the background five, and a second more for each 256 KiB.
 func (c *Crawler) put(ctx context.Context, m module.Version, f storage.Files, sizeBytes int64) error {
 	most := time.Minute
 	if fleet.CallOf(ctx).Background {
 		most *= 5
 	}
-	return do(ctx, most+time.Duration(sizeBytes>>18)*time.Second, func(ctx context.Context) error { return c.store.Put(ctx, m, f) })
+	return do(ctx, most+time.Duration(sizeBytes>>18)*time.Second, func(ctx context.Context) error {
+		err := c.store.Put(ctx, m, f)
+		if file, ok := f.Zip.(*os.File); ok && err != nil {
+			f.Zip = io.NewSectionReader(file, 0, sizeBytes) // what reads the file still is in nobody's way
+		}
+		return err
+	})
 }
 
 // keep takes a conflict as success: another crawler was first, and what it kept stays.

@@ -153,7 +153,10 @@ func TestAskOrder(t *testing.T) {
 		{",", []error{away, nil}, 502, false, 1},
 		{"|", []error{away, nil}, 200, false, 2},
 		{"|", []error{away, absent}, 502, false, 2},
-		{"|", []error{forbidden, absent}, 502, false, 2},
+		{"|", []error{forbidden, absent}, 502, true, 2},
+		{"|", []error{forbidden, away}, 502, false, 2},
+		{"|", []error{away, forbidden}, 502, false, 2},
+		{"|", []error{forbidden, pending}, 502, false, 2},
 		{"|", []error{absent, errors.New("cut"), gone}, 502, false, 3},
 		{",", []error{absent, unsupported}, 404, true, 2},
 		{",", []error{unsupported, absent}, 501, true, 1},
@@ -316,6 +319,67 @@ func TestPending(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		if _, err := s.Mod(t.Context(), m); err != nil {
 			t.Errorf("after it was found: %v", err)
+		}
+	})
+}
+
+// What stays refused costs one fetch in a while, not one for each who asks: a version of
+// which no module zip can be made, what an upstream forbids. A list that is known stays.
+func TestForbidden(t *testing.T) {
+	asked := map[string]int{}
+	forbidden := map[string]bool{"zip": true}
+	answer := func(what string) error {
+		if asked[what]++; forbidden[what] {
+			return goproxy.Errorf(http.StatusForbidden, "no module zip can be made of it")
+		}
+		return nil
+	}
+	o := options(source{
+		list:    func(context.Context, string) ([]string, error) { return []string{"v1.0.0"}, answer("list") },
+		resolve: func(_ context.Context, _, query string) error { return answer(query) },
+		zip:     func(context.Context, module.Version) error { return answer("zip") },
+	})
+	s := memory.New(0, nil)
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
+		for range 5 {
+			if _, err := c.Zip(t.Context(), m); goproxy.Status(err) != 502 || !strings.Contains(err.Error(), "no module zip can be made") {
+				t.Fatalf("%d %v", goproxy.Status(err), err)
+			}
+		}
+		jobs, err := s.Jobs(t.Context(), 10)
+		if asked["zip"] != 1 || err != nil || len(jobs) != 0 {
+			t.Errorf("upstream was asked %d times; jobs %+v, %v", asked["zip"], jobs, err)
+		}
+		forbidden["zip"] = false
+		time.Sleep(2 * time.Minute)
+		if b, err := c.Zip(t.Context(), m); err != nil {
+			t.Errorf("when it may be had again: %v", err)
+		} else {
+			b.Close()
+		}
+
+		if _, err := c.List(t.Context(), m.Path); err != nil {
+			t.Fatal(err)
+		}
+		forbidden["list"], forbidden[goproxy.Latest] = true, true
+		time.Sleep(2 * time.Minute)
+		for range 3 {
+			if _, err := c.List(t.Context(), m.Path); goproxy.Status(err) != 502 {
+				t.Errorf("a list that is forbidden now: %v", err)
+			}
+			if _, err := c.Resolve(t.Context(), m.Path, goproxy.Latest); goproxy.Status(err) != 502 {
+				t.Errorf("latest: %v", err)
+			}
+			if _, err := c.List(t.Context(), "example.com/other"); goproxy.Status(err) != 502 {
+				t.Errorf("another list: %v", err)
+			}
+		}
+		if known, err := s.Known(t.Context(), storage.Key{Path: m.Path, File: storage.FileList}); err != nil || len(known.Versions) != 1 {
+			t.Errorf("the list that was known: %+v, %v", known, err)
+		}
+		if asked["list"] != 1+3+1 || asked[goproxy.Latest] != 1 {
+			t.Errorf("upstream was asked %v", asked)
 		}
 	})
 }

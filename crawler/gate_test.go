@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -558,5 +559,39 @@ func TestQueueAmongRequests(t *testing.T) {
 		}
 		cancel()
 		wg.Wait()
+	})
+}
+
+// No more wait than MaxWaiting says, of one host half as many; the next is told at once.
+func TestMaxWaiting(t *testing.T) {
+	o := options(source{list: func(ctx context.Context, path string) ([]string, error) {
+		return []string{"v1.0.0"}, pause(ctx, time.Second)
+	}})
+	o.Workers, o.MaxWaiting = 1, 10
+	inBubble(t, memory.New(0, nil), o, func(t *testing.T, c *Crawler) {
+		var wg sync.WaitGroup
+		var refused, waited atomic.Int64
+		for i := range 20 {
+			wg.Go(func() {
+				began := time.Now()
+				_, err := c.List(t.Context(), fmt.Sprintf("a.example/m%d", i))
+				switch {
+				case err == nil:
+					waited.Add(1)
+				case goproxy.Status(err) == 503 && retryAfter(err) == lineFull && time.Since(began) == 0:
+					refused.Add(1)
+				default:
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		if n := c.workers.waits(); n != 5 {
+			t.Errorf("%d wait", n)
+		}
+		wg.Wait()
+		if waited.Load() != 6 || refused.Load() != 14 {
+			t.Errorf("%d were fetched, %d refused", waited.Load(), refused.Load())
+		}
 	})
 }

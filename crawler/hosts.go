@@ -52,7 +52,8 @@ type host struct {
 	limit        *rate.Limiter
 	name, label  string
 	received     prometheus.Counter
-	most         int // failures; 0: any number
+	requests     *prometheus.CounterVec // Hosts.requests
+	most         int                    // failures; 0: any number
 	timeout      time.Duration
 	users        int // requests, under Hosts.mu: while there are any it is not forgotten
 
@@ -60,6 +61,7 @@ type host struct {
 	failures int // in a row
 	until    time.Time
 	why      string
+	paused   string // "pause": it asked for it; "circuit": it has failed
 	probing  bool
 }
 
@@ -76,8 +78,8 @@ const (
 func NewHosts(o HostOptions) *Hosts {
 	h := &Hosts{o: o, hosts: map[string]*host{}, labels: map[string]bool{}, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "athensctl_host_requests_total",
-		Help: "Requests to hosts on the internet, by host (the first 100, then other) and outcome (ok, refused: 4xx; limited: 429, 503 and spent rate limits; failed: other 5xx and no answer; held: not sent, for the host's bounds).",
-	}, []string{"host", "outcome"}), received: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Help: "Requests to hosts on the internet, by host (the first 100, then other), outcome (ok, refused: 4xx; limited: 429, 503 and spent rate limits; failed: other 5xx, no answer, or a body that was cut after an ok; held: not sent, for the host's bounds), and cause.",
+	}, []string{"host", "outcome", "cause"}), received: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "athensctl_host_received_bytes_total",
 		Help: "Bytes of the bodies that hosts on the internet have sent, by host (the first 100, then other).",
 	}, []string{"host"})}
@@ -97,7 +99,7 @@ func (h *Hosts) get(name string) (t *host, done func()) {
 			h.forget(time.Now())
 		}
 		n := int64(max(1, h.o.Connections))
-		t = &host{slots: semaphore.NewWeighted(n), ahead: semaphore.NewWeighted(max(1, n/2)), name: name, label: name, most: h.o.Failures, timeout: cmp.Or(h.o.Timeout, 30*time.Second)}
+		t = &host{slots: semaphore.NewWeighted(n), ahead: semaphore.NewWeighted(max(1, n/2)), name: name, label: name, requests: h.requests, most: h.o.Failures, timeout: cmp.Or(h.o.Timeout, 30*time.Second)}
 		if h.o.Rate > 0 {
 			// One after the other: a burst would make more of the first second.
 			t.limit = rate.NewLimiter(rate.Limit(h.o.Rate), 1)
@@ -149,8 +151,12 @@ func (h *Hosts) forget(now time.Time) {
 	}
 }
 
-// notSent is the error of a request that was not sent, for the host's bounds: a 503.
-type notSent struct{ err *goproxy.Error }
+// notSent is the error of a request that was not sent, for the host's bounds: a 503. cause
+// says for which, in metrics.
+type notSent struct {
+	err   *goproxy.Error
+	cause string
+}
 
 func (n notSent) Error() string { return n.err.Error() }
 func (n notSent) Unwrap() error { return n.err }
@@ -167,13 +173,13 @@ func (h *Hosts) Wrap(next http.RoundTripper) http.RoundTripper {
 		leave, err := t.enter(req.Context())
 		if err != nil {
 			done()
-			h.requests.WithLabelValues(t.label, "held").Inc()
+			t.count("held", causeOf(err))
 			return nil, err
 		}
 		release := sync.OnceFunc(func() { leave(); done() })
 		ctx, cancel := context.WithCancelCause(req.Context())
 		resp, err := next.RoundTrip(req.WithContext(ctx))
-		h.requests.WithLabelValues(t.label, t.ended(req.Context(), resp, err, time.Now())).Inc()
+		t.count(t.ended(req.Context(), resp, err, time.Now()))
 		if err != nil {
 			cancel(nil)
 			release()
@@ -225,10 +231,13 @@ func (b *heldBody) Read(p []byte) (int, error) {
 	b.bytes += int64(n)
 	b.host.received.Add(float64(n))
 	if err != nil && err != io.EOF && context.Cause(b.ctx) == errSlow {
+		b.host.count("failed", "slow")
 		err = goproxy.Errorf(http.StatusBadGateway, "%s: %w: %d bytes in %v", b.host.name, errSlow, b.bytes, b.spent.Round(time.Second))
 		b.host.mu.Lock()
 		defer b.host.mu.Unlock()
 		b.host.failed(time.Now(), err.Error())
+	} else if err != nil && err != io.EOF && b.ctx.Err() == nil {
+		b.host.count("failed", "cut")
 	}
 	return n, err
 }
@@ -266,14 +275,14 @@ func (t *host) enter(ctx context.Context) (release func(), err error) {
 	for _, s := range sems {
 		if s.Acquire(wait, 1) != nil {
 			release()
-			return nil, held(ctx, time.Second, "%s: too many requests wait for it", t.name)
+			return nil, held(ctx, "connections", time.Second, "%s: too many requests wait for it", t.name)
 		}
 		taken = append(taken, s)
 	}
 	if t.limit != nil {
 		if t.limit.Wait(wait) != nil {
 			release()
-			return nil, held(ctx, time.Second, "%s: too many requests a second are wanted of it", t.name)
+			return nil, held(ctx, "rate", time.Second, "%s: too many requests a second are wanted of it", t.name)
 		}
 	}
 	// It may have failed, or asked for a pause, in the meantime.
@@ -284,11 +293,11 @@ func (t *host) enter(ctx context.Context) (release func(), err error) {
 	return release, nil
 }
 
-func held(ctx context.Context, pause time.Duration, format string, args ...any) error {
+func held(ctx context.Context, cause string, pause time.Duration, format string, args ...any) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	return notSent{&goproxy.Error{Status: http.StatusServiceUnavailable, RetryAfter: pause, Message: fmt.Sprintf(format, args...)}}
+	return notSent{cause: cause, err: &goproxy.Error{Status: http.StatusServiceUnavailable, RetryAfter: pause, Message: fmt.Sprintf(format, args...)}}
 }
 
 // open is an error while nothing is to be sent. sends says that a request follows.
@@ -296,19 +305,24 @@ func (t *host) open(now time.Time, sends bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if left := t.until.Sub(now); left > 0 {
-		return held(context.Background(), max(time.Second, left), "%s: nothing is sent for %v: %s", t.name, left.Round(time.Second), t.why)
+		return held(context.Background(), t.paused, max(time.Second, left), "%s: nothing is sent for %v: %s", t.name, left.Round(time.Second), t.why)
 	}
 	if t.most > 0 && t.failures >= t.most {
 		if t.probing {
-			return held(context.Background(), time.Second, "%s: it is being tried whether it is back: %s", t.name, t.why)
+			return held(context.Background(), "circuit", time.Second, "%s: it is being tried whether it is back: %s", t.name, t.why)
 		}
 		t.probing = sends
 	}
 	return nil
 }
 
-// ended notes how a request ended, and returns its outcome.
-func (t *host) ended(ctx context.Context, resp *http.Response, err error, now time.Time) string {
+// count counts a request.
+func (t *host) count(outcome, cause string) {
+	t.requests.WithLabelValues(t.label, outcome, cause).Inc()
+}
+
+// ended notes how a request ended, and returns its outcome and the cause of that.
+func (t *host) ended(ctx context.Context, resp *http.Response, err error, now time.Time) (outcome, cause string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.probing = false
@@ -316,32 +330,36 @@ func (t *host) ended(ctx context.Context, resp *http.Response, err error, now ti
 		if !errors.Is(ctx.Err(), context.Canceled) { // which is who asked that left; a time that is over is the host's
 			t.failed(now, err.Error())
 		}
-		return "failed"
+		return "failed", causeOf(err)
 	}
 	pause, asked := pauseOf(resp, now)
 	if asked {
-		t.until, t.why = now.Add(min(pause, pauseAtMost)), "it asked for a pause ("+resp.Status+")"
+		t.until, t.paused, t.why = now.Add(min(pause, pauseAtMost)), "pause", "it asked for a pause ("+resp.Status+")"
 	}
+	cause = statusCause(resp.StatusCode)
 	switch {
 	case asked || resp.StatusCode == http.StatusTooManyRequests:
 		t.failures = 0
-		return "limited"
+		if resp.StatusCode < 400 {
+			cause = "spent" // the answer is there, and is the last for a time
+		}
+		return "limited", cause
 	case resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented:
 		t.failed(now, resp.Status)
-		return "failed"
+		return "failed", cause
 	case resp.StatusCode >= 400:
 		t.failures = 0
-		return "refused"
+		return "refused", cause
 	}
 	t.failures = 0
-	return "ok"
+	return "ok", ""
 }
 
 func (t *host) failed(now time.Time, why string) {
 	t.failures++
 	if more := t.failures - t.most; t.most > 0 && more >= 0 {
 		d := min(time.Second<<min(more, 10), openAtMost)
-		t.until, t.why = now.Add(time.Duration(float64(d)*(0.75+rand.Float64()/2))), why
+		t.until, t.paused, t.why = now.Add(time.Duration(float64(d)*(0.75+rand.Float64()/2))), "circuit", why
 	}
 }
 

@@ -5,11 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/athensctl/athensctl/goproxy"
 )
@@ -232,4 +240,115 @@ func TestManyHosts(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What became of a request is counted with its cause.
+func TestHostCauses(t *testing.T) {
+	plain := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for k, v := range r.URL.Query() {
+			w.Header().Set(k, v[0])
+		}
+		switch status := r.URL.Path[1:]; status {
+		case "hang":
+			<-r.Context().Done()
+		case "gone":
+			panic(http.ErrAbortHandler)
+		case "cut":
+			w.Header().Set("Content-Length", "100")
+			io.WriteString(w, "x")
+		default:
+			n, _ := strconv.Atoi(status)
+			w.WriteHeader(n)
+		}
+	}))
+	defer plain.Close()
+	secure := httptest.NewTLSServer(plain.Config.Handler)
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	defer secure.Close()
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	spent := fmt.Sprintf("?X-RateLimit-Remaining=0&X-RateLimit-Reset=%d", time.Now().Add(time.Hour).Unix())
+	guard := &net.Dialer{ControlContext: func(_ context.Context, _, _ string, _ syscall.RawConn) error {
+		return goproxy.Errorf(http.StatusForbidden, "inside")
+	}}
+	for _, tc := range []struct{ url, again, want string }{
+		{plain.URL + "/200", "", "ok"},
+		{plain.URL + "/404", "", "refused 404"},
+		{plain.URL + "/501", "", "refused 501"},
+		{plain.URL + "/499", "", "refused 4xx"},
+		{plain.URL + "/429", "", "limited 429"},
+		{plain.URL + "/429?Retry-After=9", "/200", "held pause, limited 429"},
+		{plain.URL + "/403" + spent, "", "limited 403"},
+		{plain.URL + "/200" + spent, "", "limited spent"},
+		{plain.URL + "/500", "/200", "failed 500, held circuit"},
+		{plain.URL + "/599", "", "failed 5xx"},
+		{plain.URL + "/gone", "", "failed cut"},
+		{plain.URL + "/cut", "", "failed cut, ok"},
+		{plain.URL + "/hang", "", "failed timeout"},
+		{closed.URL, "", "failed connect"},
+		{secure.URL + "/200", "", "failed tls"},
+		{strings.Replace(secure.URL, "https", "http", 1) + "/200", "", "refused 400"},
+		{strings.Replace(plain.URL, "http", "https", 1) + "/200", "", "failed tls"},
+		{"http://no-such-host.invalid/", "", "failed dns"},
+		{"http://guarded/", "", "failed forbidden"},
+	} {
+		h := NewHosts(HostOptions{Connections: 1, Failures: 1})
+		client := &http.Client{Transport: h.Wrap(&http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			switch {
+			case strings.HasPrefix(address, "guarded:"):
+				return guard.DialContext(ctx, network, plain.Listener.Addr().String())
+			case strings.HasPrefix(address, "no-such-host"): // as a resolver says it, which is not there in every place
+				return nil, &net.OpError{Op: "dial", Net: network, Err: &net.DNSError{Err: "no such host", Name: "no-such-host.invalid", IsNotFound: true}}
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, address)
+		}})}
+		get := func(u string) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			if strings.HasSuffix(u, "/hang") {
+				ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
+			}
+			defer cancel()
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp, err := client.Do(req); err == nil {
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+		}
+		get(tc.url)
+		if tc.again != "" {
+			get(plain.URL + tc.again)
+		}
+		if got := counted(t, h.requests); got != tc.want {
+			t.Errorf("%s: %s, want %s", tc.url, got, tc.want)
+		}
+	}
+}
+
+// counted is what a counter of requests has counted once: its outcomes and causes.
+func counted(t *testing.T, c prometheus.Collector) string {
+	t.Helper()
+	r := prometheus.NewRegistry()
+	r.MustRegister(c)
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			labels := map[string]string{}
+			for _, l := range m.GetLabel() {
+				labels[l.GetName()] = l.GetValue()
+			}
+			if n := m.GetCounter().GetValue(); n != 1 {
+				t.Errorf("%v is counted %v times", labels, n)
+			}
+			all = append(all, strings.TrimSpace(labels["outcome"]+" "+labels["cause"]))
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all, ", ")
 }

@@ -2,7 +2,11 @@ package crawler
 
 import (
 	"context"
+	"errors"
+	"net/url"
 	"time"
+
+	"golang.org/x/mod/module"
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/fleet"
@@ -10,7 +14,8 @@ import (
 )
 
 // bounded is a ledger of which each call but Wait ends: a storage process that is gone
-// without a word must not keep a worker, nor a heartbeat until the lease is over.
+// without a word must not keep a worker, nor a heartbeat until the lease is over. One that
+// cannot be reached, since it restarts, is asked again for as long.
 type bounded struct {
 	storage.Ledger
 }
@@ -25,10 +30,56 @@ func call[T any](ctx context.Context, most time.Duration, f func(context.Context
 	one, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	v, err := f(one)
+	for isAway(err) && sleep(one, awayPause) {
+		v, err = f(one)
+	}
 	if err != nil && one.Err() != nil && ctx.Err() == nil {
 		err = goproxy.Busy(time.Second, "storage does not answer within %v: %w", most, err)
 	}
 	return v, err
+}
+
+// isAway reports whether a process of storage could not be reached, or broke off: its own
+// answers, and those to a job's attempt that it keeps, are none of that.
+func isAway(err error) bool {
+	var u *url.Error
+	return errors.As(err, &u)
+}
+
+const (
+	awayPause  = 500 * time.Millisecond
+	awayAtMost = 20 * time.Second // as long as a proxy waits for it
+)
+
+// steady is a store of which a process that cannot be reached, since it restarts, is asked
+// again for a time.
+type steady struct {
+	storage.Store
+}
+
+// again calls f until storage is there, for awayAtMost.
+func again[T any](ctx context.Context, f func() (T, error)) (T, error) {
+	v, err := f()
+	for end := time.Now().Add(awayAtMost); isAway(err) && time.Now().Before(end) && sleep(ctx, awayPause); {
+		v, err = f()
+	}
+	return v, err
+}
+
+func (s steady) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
+	return again(ctx, func() (*goproxy.VersionList, error) { return s.Store.List(ctx, path) })
+}
+
+func (s steady) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
+	return again(ctx, func() (*goproxy.Info, error) { return s.Store.Resolve(ctx, path, query) })
+}
+
+func (s steady) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	return again(ctx, func() (*goproxy.Blob, error) { return s.Store.Mod(ctx, m) })
+}
+
+func (s steady) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	return again(ctx, func() (*goproxy.Blob, error) { return s.Store.Zip(ctx, m) })
 }
 
 func bound(ctx context.Context) time.Duration {

@@ -1,6 +1,7 @@
 package crawler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -27,7 +28,7 @@ func (c *Crawler) Pushed(ctx context.Context, root, tag, branch string) error {
 		latest := storage.Key{Path: m.Path, Query: goproxy.Latest, File: storage.FileInfo}
 		keys := []storage.Key{latest}
 		if tag != "" {
-			keys = append(keys, list)
+			keys = []storage.Key{list, latest} // latest may be worked out from the list
 		}
 		if branch != "" {
 			keys = append(keys, storage.Key{Path: m.Path, Query: branch, File: storage.FileInfo})
@@ -41,16 +42,26 @@ func (c *Crawler) Pushed(ctx context.Context, root, tag, branch string) error {
 	return errors.Join(errs...)
 }
 
-// pushed renews one answer, if somebody has asked for it. A fetch that began before
-// the push may have the old answer: the new version has to be there.
+// pushed renews one answer, if somebody has asked for it. What fails is tried again, since
+// nobody announces the push a second time. A fetch that began before the push may have the
+// old answer: the new version has to be there.
 func (c *Crawler) pushed(ctx context.Context, k storage.Key, version string) error {
+	var err error
 	for try := range 4 {
-		err := c.renew(ctx, k)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+		pause := time.Duration(try) * 200 * time.Millisecond
+		if err != nil {
+			pause = time.Second << (try - 1)
 		}
-		if err != nil || version == "" || k.File != storage.FileList {
-			return err
+		if try > 0 && !sleep(ctx, pause) {
+			return cmp.Or(err, ctx.Err())
+		}
+		if err = c.renew(ctx, k); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			continue
+		}
+		if version == "" || k.File != storage.FileList {
+			return nil
 		}
 		known, err := c.ledger.Known(ctx, k)
 		if err != nil {
@@ -63,11 +74,8 @@ func (c *Crawler) pushed(ctx context.Context, k storage.Key, version string) err
 			c.wakeWorker()
 			return err
 		}
-		if !sleep(ctx, time.Duration(try+1)*200*time.Millisecond) {
-			return ctx.Err()
-		}
 	}
-	return nil // it was removed, or is not the module's
+	return err // nil: it was removed, or is not the module's
 }
 
 // modulesOf are the modules whose versions a tag may be: sub/v2.1.0 of

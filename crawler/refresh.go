@@ -2,10 +2,13 @@ package crawler
 
 import (
 	"context"
+	"maps"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/storage"
 )
 
@@ -24,11 +27,14 @@ type watched struct {
 	looking  bool          // somebody looks
 }
 
-// maxWatched bounds the memory; lists beyond it are as fresh as demand makes them.
+// maxWatched bounds the memory. One more takes the place of those that were asked for
+// longest ago, which are as fresh as demand makes them.
 const maxWatched = 50_000
 
-// watch notes that somebody has asked for a list.
-func (c *Crawler) watch(path string) {
+// watch notes that somebody has asked for a list, and how that ended. Only what there is,
+// is looked after: the go command asks for each parent of a path, and others for what they
+// make up.
+func (c *Crawler) watch(path string, err error) {
 	if c.o.Ahead.Refresh <= 0 {
 		return
 	}
@@ -37,14 +43,38 @@ func (c *Crawler) watch(path string) {
 	defer r.mu.Unlock()
 	now := time.Now()
 	w := r.lists[path]
-	if w == nil {
+	switch {
+	case isRefusal(err):
+		delete(r.lists, path)
+		return
+	case w == nil && err != nil:
+		return
+	case w == nil:
 		if len(r.lists) >= maxWatched {
-			return
+			r.forget()
 		}
 		w = &watched{interval: c.o.Freshness, next: now.Add(c.o.Freshness)}
 		r.lists[path] = w
 	}
 	w.asked = now
+}
+
+// forget makes room: for a tenth, so that it is not done for each.
+func (r *refresher) forget() {
+	paths := slices.SortedFunc(maps.Keys(r.lists), func(a, b string) int { return r.lists[a].asked.Compare(r.lists[b].asked) })
+	for _, path := range paths[:(len(paths)+9)/10] {
+		delete(r.lists, path)
+	}
+}
+
+// isRefusal reports whether an error says that a list can't be had, whoever asked for it;
+// not that it is not there yet.
+func isRefusal(err error) bool {
+	switch goproxy.Status(err) {
+	case http.StatusNotFound, http.StatusGone, http.StatusForbidden, http.StatusNotImplemented:
+		return !isPending(err)
+	}
+	return isRefused(err)
 }
 
 // due are the lists whose time has come; the most overdue first.
@@ -118,7 +148,7 @@ func (c *Crawler) refreshDue(ctx context.Context) error {
 }
 
 // refreshList looks at a list: somebody else may have done it, and one that is fresh is
-// not asked for.
+// not asked for. One that is gone is looked after no more.
 func (c *Crawler) refreshList(ctx context.Context, path string) {
 	k := storage.Key{Path: path, File: storage.FileList}
 	known, err := c.ledger.Known(ctx, k)
@@ -134,7 +164,13 @@ func (c *Crawler) refreshList(ctx context.Context, path string) {
 	}
 	var versions []string
 	if err == nil {
-		versions = known.Versions
+		versions, err = known.Versions, Refusal(known)
+	}
+	if isRefusal(err) {
+		c.refresh.mu.Lock()
+		delete(c.refresh.lists, path)
+		c.refresh.mu.Unlock()
+		return
 	}
 	c.refresh.looked(path, time.Now(), versions, c.o.Freshness, c.o.Ahead.MaxStale*4/5)
 }

@@ -2,11 +2,14 @@ package goproxy
 
 import (
 	"archive/zip"
+	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/mod/modfile"
 	"golang.org/x/mod/module"
@@ -17,6 +20,13 @@ import (
 // maxZipDirectoryBytes bounds the memory that a zip's directory takes when it is
 // read: room for the 65,534 files that a zip can hold without the zip64 format.
 const maxZipDirectoryBytes = 16 << 20
+
+// What is said of a zip that is refused is shown to people, and kept: of so many files, in so
+// many bytes.
+const (
+	maxReasons     = 10
+	maxReasonBytes = 2000
+)
 
 // CheckMod says why a go.mod file cannot be used: too large, or not in the
 // go.mod syntax. It may declare another path than m's: forks behind a replace
@@ -62,11 +72,20 @@ func CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) 
 		return "", nil, fmt.Errorf("%s: %w", m, err)
 	}
 	checked, err := modzip.CheckZip(m, file)
-	if err != nil {
-		return "", nil, fmt.Errorf("%s: %w", m, err)
+	n := len(checked.Invalid)
+	checked.Invalid = checked.Invalid[:min(n, maxReasons)]
+	if e := checked.Err(); e != nil {
+		err = e
 	}
-	if err := checked.Err(); err != nil {
-		return "", nil, fmt.Errorf("%s: %w", m, err)
+	if err != nil {
+		text := err.Error()
+		if len(text) > maxReasonBytes {
+			text = strings.ToValidUTF8(text[:maxReasonBytes], "") + "…"
+		}
+		if n > maxReasons {
+			text += fmt.Sprintf(", and %d more files", n-maxReasons)
+		}
+		return "", nil, fmt.Errorf("%s: %s", m, text)
 	}
 	z, err := zip.NewReader(f, st.Size())
 	if err != nil {
@@ -117,9 +136,10 @@ func ModH1(mod []byte) (string, error) {
 // checkDirectorySize refuses a zip whose directory would take too much memory,
 // before anything reads it.
 func checkDirectorySize(f io.ReaderAt, size int64) error {
-	// The end of central directory record: 22 bytes and a comment of up to 64 KiB.
-	// Source: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT 4.3.16.
-	tail := min(size, 22+1<<16)
+	// The end of central directory record: 22 bytes and a comment of up to 64 KiB; before
+	// it may be the 20 bytes of zip64's locator.
+	// Source: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT 4.3.15, 4.3.16.
+	tail := min(size, 20+22+1<<16)
 	buf := make([]byte, tail)
 	if _, err := f.ReadAt(buf, size-tail); err != nil && !errors.Is(err, io.EOF) {
 		return err
@@ -128,13 +148,37 @@ func checkDirectorySize(f io.ReaderAt, size int64) error {
 	if i < 0 || i+22 > len(buf) {
 		return errors.New("zip: not a zip file: no end of central directory")
 	}
-	le16 := func(o int) int { return int(buf[i+o]) | int(buf[i+o+1])<<8 }
-	dirBytes := int64(le16(12)) | int64(le16(14))<<16
-	if le16(10) == 0xffff || dirBytes == 0xffffffff {
+	end := buf[i:]
+	files, dirBytes, offset := int(binary.LittleEndian.Uint16(end[10:])), int64(binary.LittleEndian.Uint32(end[12:])), int64(binary.LittleEndian.Uint32(end[16:]))
+	endAt := size - tail + int64(i)
+	// A reader may look for the zip64 format where one of these is all ones, and so it does
+	// where the size is 0xffff.
+	zip64 := files == 0xffff || dirBytes == 0xffffffff || dirBytes == 0xffff && i >= 20 && bytes.HasPrefix(buf[i-20:], []byte("PK\x06\x07"))
+	switch {
+	case zip64:
 		return errors.New("zip: a zip64 file, one with more than 65,534 files in it, is not accepted")
-	}
-	if dirBytes > maxZipDirectoryBytes {
+	case dirBytes > maxZipDirectoryBytes:
 		return fmt.Errorf("zip: the directory takes %d bytes; at most %d are accepted", dirBytes, maxZipDirectoryBytes)
+	case offset+dirBytes != endAt:
+		// Else a reader may begin elsewhere, and read on to the end of the file.
+		return fmt.Errorf("zip: the directory of %d bytes at %d does not end where its end is, at %d", dirBytes, offset, endAt)
 	}
-	return nil
+	return countFiles(bufio.NewReader(io.NewSectionReader(f, offset, dirBytes)), files)
+}
+
+// countFiles reads a zip's directory: there are as many files in it as its end says. A
+// reader takes that modulo 65,536. Source: APPNOTE.TXT 4.3.12.
+func countFiles(dir *bufio.Reader, want int) error {
+	var header [46]byte
+	for n := 0; ; n++ {
+		if _, err := io.ReadFull(dir, header[:]); err == io.EOF && n == want {
+			return nil
+		} else if err != nil || n == want || !bytes.HasPrefix(header[:], []byte("PK\x01\x02")) {
+			return fmt.Errorf("zip: the directory does not have the %d files that its end says", want)
+		}
+		more := int(binary.LittleEndian.Uint16(header[28:])) + int(binary.LittleEndian.Uint16(header[30:])) + int(binary.LittleEndian.Uint16(header[32:]))
+		if n, _ := dir.Discard(more); n < more {
+			return errors.New("zip: the directory is cut")
+		}
+	}
 }

@@ -198,6 +198,7 @@ func (c *Client) ask(ctx context.Context, path, what string) (*http.Response, er
 	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
 		e.RetryAfter = min(time.Duration(s)*time.Second, time.Hour)
 	}
+	e.Checked, _ = time.Parse(time.RFC3339Nano, resp.Header.Get(HeaderChecked))
 	e.NoStore = errors.Is(e, fs.ErrNotExist) && strings.Contains(resp.Header.Get("Cache-Control"), CacheNever)
 	return nil, e
 }

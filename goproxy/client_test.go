@@ -6,6 +6,9 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"testing"
+	"time"
+
+	"github.com/labstack/echo/v4"
 )
 
 // "Not modified" is an answer to a condition, and to nothing else.
@@ -61,6 +64,27 @@ func TestNotFoundForNow(t *testing.T) {
 		var e *Error
 		if !errors.As(err, &e) || e.Status != 404 || e.NoStore != want {
 			t.Errorf("%q: %+v", cache, err)
+		}
+		srv.Close()
+	}
+}
+
+// How old a refusal is survives the way between the roles; a failure has no age.
+func TestRefusalChecked(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC)
+	for _, want := range []*Error{{Status: 404, Message: "not found: x", Checked: at}, {Status: 403, Message: "no", Checked: at}, {Status: 404, Message: "not found: x"}} {
+		e := echo.New()
+		e.HTTPErrorHandler = ErrorHandler
+		e.GET("/*", func(echo.Context) error { return want })
+		srv := httptest.NewServer(e)
+		u, err := url.Parse(srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = (&Client{Base: u, HTTP: srv.Client()}).List(t.Context(), "example.com/m")
+		var got *Error
+		if !errors.As(err, &got) || got.Status != want.Status || !got.Checked.Equal(want.Checked) {
+			t.Errorf("%+v arrives as %+v", want, err)
 		}
 		srv.Close()
 	}

@@ -18,6 +18,7 @@ type Error struct {
 	Message    string
 	RetryAfter time.Duration // for 503 and 429: when to come again; 0: not said
 	NoStore    bool          // a negative answer that must not be cached: a fetch goes on, or was refused
+	Checked    time.Time     // when upstream said so, of an answer that was remembered; zero: just now, or it did not
 	Err        error         // the cause; may be nil
 }
 

@@ -20,8 +20,8 @@ const (
 	// HeaderNoFetch on a request asks to answer from what is kept.
 	// Source: the front page of the public Go mirror.
 	HeaderNoFetch = "Disable-Module-Fetch"
-	// HeaderChecked says when upstream last confirmed a list or a query's
-	// answer, in RFC 3339.
+	// HeaderChecked says when upstream last confirmed a list, a query's
+	// answer, or that there is no such thing, in RFC 3339.
 	HeaderChecked = "Athensctl-Checked"
 	// HeaderStale is "true" on a list or a query's answer that is older than it
 	// should be, because upstream did not answer.
@@ -374,6 +374,9 @@ func ErrorHandler(err error, c echo.Context) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	for _, k := range []string{"Etag", "Last-Modified", "Content-Length", "Accept-Ranges", HeaderChecked, HeaderStale} {
 		h.Del(k)
+	}
+	if errors.As(err, &e) && !e.Checked.IsZero() {
+		h.Set(HeaderChecked, e.Checked.UTC().Format(time.RFC3339Nano))
 	}
 	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
 		after := time.Second

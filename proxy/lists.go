@@ -207,7 +207,7 @@ func (p *Proxy) fromLedger(ctx context.Context, k storage.Key) *changing {
 	a := &changing{checked: known.Checked, looked: time.Now()}
 	switch {
 	case known.RefusedStatus != 0:
-		a.err = &goproxy.Error{Status: known.RefusedStatus, Message: known.Refused}
+		a.err = &goproxy.Error{Status: known.RefusedStatus, Message: known.Refused, Checked: known.Checked}
 	case k.File == storage.FileList:
 		a.list = goproxy.NewVersionList(k.Path, known.Versions, known.Checked)
 	default:
@@ -246,7 +246,9 @@ func (p *Proxy) refresh(ctx context.Context, k storage.Key) (*changing, error) {
 		if err != nil && !lasts(err) {
 			return nil, "", err
 		}
-		a.err = err
+		if err != nil {
+			a.err, a.checked = err, checkedOf(err)
+		}
 		p.rememberChanging(k, a)
 		return a, fromCrawler, nil
 	})

@@ -388,3 +388,32 @@ func TestKeptWhileOthersWait(t *testing.T) {
 		}
 	})
 }
+
+// A refusal that the crawler remembered is no younger here: absence is believed for as long
+// as freshness says, not twice that.
+func TestRefusalAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Fallback)
+		refuse := func(age time.Duration) {
+			b.up.set(&goproxy.Error{Status: 404, Message: "not found: x", Checked: time.Now().Add(-age)}, 0)
+		}
+		m := module.Version{Path: modPath, Version: "v1.0.0"}
+		mod := func(what string, status, asked int) {
+			t.Helper()
+			b.up.asked = 0
+			if _, err := b.Mod(t.Context(), m); goproxy.Status(err) != status || b.up.asked != asked {
+				t.Errorf("%s: %v, the crawler was asked %d times", what, err, b.up.asked)
+			}
+		}
+		refuse(40 * time.Second)
+		b.want("first", "!Not Found", false, 0, 1)
+		mod("first", 404, 1)
+		time.Sleep(15 * time.Second)
+		b.want("55 seconds old", "!Not Found", false, 0, 0)
+		mod("55 seconds old", 404, 0)
+		b.up.set(nil, 0, "v1.0.0")
+		time.Sleep(10 * time.Second)
+		b.want("65 seconds old", "v1.0.0", false, 0, 1)
+		mod("65 seconds old", 200, 1)
+	})
+}

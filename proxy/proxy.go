@@ -363,8 +363,17 @@ func lasts(err error) bool {
 
 func (p *Proxy) rememberRefusal(k storage.Key, err error) {
 	if lasts(err) {
-		p.remember(k, &refusal{err, time.Now()}, len(err.Error()))
+		p.remember(k, &refusal{err, checkedOf(err)}, len(err.Error()))
 	}
+}
+
+// checkedOf is when upstream refused: one that the crawler remembered is as old as it is
+// there.
+func checkedOf(err error) time.Time {
+	if e := (*goproxy.Error)(nil); errors.As(err, &e) && !e.Checked.IsZero() {
+		return e.Checked
+	}
+	return time.Now()
 }
 
 // flight is what those who share a fetch get, and whose trace has it.

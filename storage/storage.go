@@ -148,7 +148,7 @@ type Known struct {
 	Validator string `json:",omitempty"`
 	Info      []byte `json:",omitempty"` // FileInfo of a query that is not a canonical version: the .info answer
 
-	// RefusedStatus is not 0 when upstream has no such thing, or it can't be had: 404, 410, 403 or 501.
+	// RefusedStatus is not 0 when upstream has no such thing, or it can't be had: 404, 410, 403, 501, or 502 where upstream forbids it.
 	RefusedStatus int    `json:",omitempty"`
 	Refused       string `json:",omitempty"` // with RefusedStatus: what was looked for and where
 }

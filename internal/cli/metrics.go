@@ -17,7 +17,7 @@ func limits(cfg *config.Config) prometheus.Collector {
 	}, []string{"setting"})
 	for setting, v := range map[string]float64{
 		"workers": float64(cfg.Workers), "zip-workers": float64(cfg.ZipWorkers), "inflight-max-bytes": float64(cfg.InflightMaxBytes),
-		"queue-max": float64(cfg.QueueMax), "max-waiting": float64(cfg.MaxWaiting), "max-connections": float64(cfg.MaxConnections),
+		"crawler-max-waiting": float64(cfg.CrawlerMaxWaiting), "queue-max": float64(cfg.QueueMax), "max-waiting": float64(cfg.MaxWaiting), "max-connections": float64(cfg.MaxConnections),
 		"max-body-bytes": float64(cfg.MaxBodyBytes), "max-header-bytes": float64(cfg.MaxHeaderBytes),
 		"cache-max-bytes": float64(cfg.CacheMaxBytes), "cache-memory-bytes": float64(cfg.CacheMemoryBytes),
 		"fetch-timeout": cfg.FetchTimeout.Seconds(), "upstream-timeout": cfg.UpstreamTimeout.Seconds(),

@@ -217,11 +217,16 @@ func (p *process) addCrawler() error {
 		return nil
 	}
 	bounds := crawler.NewHosts(crawler.HostOptions{Connections: cfg.HostConnections, Rate: float64(cfg.HostRate), Failures: cfg.HostFailures, Timeout: cfg.UpstreamTimeout, Metrics: p.registry})
-	upstream := &http.Client{Transport: bounded(bounds)(&http.Transport{
+	remote, err := gitRemote(cfg, bounded(bounds))
+	if err != nil {
+		return err
+	}
+	// Upstream proxies, the checksum database, feeds and catalogs are where the operator says.
+	upstream := remote.Named(&http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: cfg.Workers,
 		ResponseHeaderTimeout: cfg.UpstreamTimeout, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
 		DisableCompression: true,
-	})}
+	})
 	sumdb, err := crawler.NewSumDB(cfg.SumDB, upstream, proxies(cfg), p.ledger, cfg.IsPrivate)
 	if err != nil {
 		return err
@@ -230,15 +235,11 @@ func (p *process) addCrawler() error {
 	if err != nil {
 		return err
 	}
-	remote, err := gitRemote(cfg, bounded(bounds))
-	if err != nil {
-		return err
-	}
 	hosts := vcs.New(remote, vcs.Options{TempDir: tmp})
 	p.closers = append(p.closers, hosts.Close)
 	o := crawler.Options{
 		Origins: origins(cfg, upstream, hosts), TempDir: tmp, Freshness: cfg.Freshness,
-		Workers: cfg.Workers, ZipWorkers: cfg.ZipWorkers, InflightBytes: int64(cfg.InflightMaxBytes),
+		Workers: cfg.Workers, ZipWorkers: cfg.ZipWorkers, MaxWaiting: cfg.CrawlerMaxWaiting, InflightBytes: int64(cfg.InflightMaxBytes),
 		Lease: cfg.JobLease, Attempts: cfg.JobAttempts, Ahead: p.ahead(upstream), Name: p.name, Metrics: p.registry, Tracer: p.tracer, Log: p.log,
 	}
 	if sumdb != nil {

@@ -61,6 +61,11 @@ func (s seeds) read(name string) error {
 		if err != nil {
 			return err
 		}
+		for _, r := range work.Replace {
+			if r.New.Version != "" {
+				s.add(r.New, seed{zip: true})
+			}
+		}
 		for _, use := range work.Use {
 			dir := filepath.FromSlash(use.Path)
 			if !filepath.IsAbs(dir) {
@@ -72,9 +77,12 @@ func (s seeds) read(name string) error {
 		}
 		return nil
 	case strings.HasSuffix(base, ".mod"):
-		mod, err := modfile.ParseLax(name, data, nil)
-		if err != nil {
-			return err
+		mod, err := modfile.Parse(name, data, nil)
+		if err != nil { // of a later Go's directive; this reads no replace directives
+			var e error
+			if mod, e = modfile.ParseLax(name, data, nil); e != nil {
+				return err
+			}
 		}
 		replaced := map[module.Version]bool{}
 		for _, r := range mod.Replace {

@@ -274,15 +274,17 @@ func TestAhead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(out, job) && strings.Contains(out, "parked") {
-			t.Log(out)
+		if parked := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(job) + ` +parked for .*$`).FindString(out); parked != "" {
+			if !strings.HasPrefix(out, "JOB ") || !strings.Contains(out, "LAST ERROR") || !strings.Contains(parked, ": out of order") {
+				t.Errorf("the job's last error is not there:\n%s", out)
+			}
 			break
 		}
 		if time.Now().After(end) {
 			t.Fatalf("the job is not parked:\n%s", out)
 		}
 	}
-	if status, body, _ := get(t, second.proxies[0].url+"/example.com/m29/@v/v1.0.0.mod"); status < 500 || !strings.Contains(body, "not tried again before") {
+	if status, body, _ := get(t, second.proxies[0].url+"/example.com/m29/@v/v1.0.0.mod"); status < 500 || !strings.Contains(body, ": out of order (failed ") || !strings.Contains(body, "not tried again before") {
 		t.Errorf("a parked job's client gets %d %s", status, body)
 	}
 	first.terminate()

@@ -194,7 +194,7 @@ tag v1.0.0 sub/v0.1.0; src c.go; commit; tag v1.1.0; src d.go; commit
 	for _, p := range f.all() {
 		_, metrics, _ := get(t, p.url+"/metrics")
 		for line := range strings.Lines(metrics) {
-			if rest, ok := strings.CutPrefix(line, `athensctl_host_requests_total{host="`+host.Addr+`",outcome="ok"} `); ok {
+			if rest, ok := strings.CutPrefix(line, `athensctl_host_requests_total{cause="",host="`+host.Addr+`",outcome="ok"} `); ok {
 				n, err := strconv.Atoi(strings.TrimSpace(rest))
 				if err != nil {
 					t.Error(err)

@@ -25,7 +25,8 @@ import (
 // Headers of internal calls, besides Authorization and the trace context.
 const (
 	HeaderRequestID = "X-Request-Id"
-	// HeaderTimeout is how long the caller waits, in milliseconds.
+	// HeaderTimeout is how long the caller waits for the whole of the answer, in
+	// milliseconds. Each call has it.
 	HeaderTimeout = "Athensctl-Timeout"
 	// HeaderPriority is "u=7" on what nobody waits for.
 	// Source: https://www.rfc-editor.org/rfc/rfc9218.
@@ -106,6 +107,9 @@ const (
 	patience = 10 * time.Second
 	// answerTimeout bounds what has no deadline; a body that is sent does not count.
 	answerTimeout = 2 * time.Minute
+	// streamTimeout bounds what has no deadline and a body that may take as long as it comes: a
+	// zip, here or there. It is write-timeout's default, after which it would be cut anyway.
+	streamTimeout = 30 * time.Minute
 	// saveTimeout bounds the keeping of a zip that was sent whole: 500 MB in a database of few units.
 	saveTimeout = 15 * time.Minute
 )
@@ -160,11 +164,15 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	_, keyed := req.Header["Idempotency-Key"]
 	repeatable := req.Method == http.MethodGet || req.Method == http.MethodHead || keyed
 	sendable := req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
+	most := answerTimeout
+	if strings.HasSuffix(req.URL.Path, ".zip") || req.Body != nil && req.Body != http.NoBody && req.ContentLength <= 0 {
+		most = streamTimeout
+	}
 	replicas := t.order()
 	n := len(replicas)
 	for i := 0; i < len(replicas); i++ {
 		to, last := replicas[i], i == len(replicas)-1
-		r := t.prepare(req, to.base)
+		r := t.prepare(req, to.base, most)
 		var err error
 		if i > 0 && req.GetBody != nil {
 			if r.Body, err = req.GetBody(); err != nil {
@@ -207,8 +215,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return nil, errors.New("there is no replica") // New was given none
 }
 
-// prepare is the request as one replica gets it.
-func (t *Transport) prepare(req *http.Request, base *url.URL) *http.Request {
+// prepare is the request as one replica gets it; most is its time, where the context has
+// none.
+func (t *Transport) prepare(req *http.Request, base *url.URL, most time.Duration) *http.Request {
 	call := CallOf(req.Context())
 	r := req.Clone(req.Context())
 	r.URL.Scheme, r.URL.Host, r.Host = base.Scheme, base.Host, ""
@@ -226,8 +235,9 @@ func (t *Transport) prepare(req *http.Request, base *url.URL) *http.Request {
 		r.Header.Set(HeaderPriority, background)
 	}
 	if deadline, ok := req.Context().Deadline(); ok {
-		r.Header.Set(HeaderTimeout, strconv.FormatInt(max(1, time.Until(deadline).Milliseconds()), 10))
+		most = time.Until(deadline)
 	}
+	r.Header.Set(HeaderTimeout, strconv.FormatInt(max(1, most.Milliseconds()), 10))
 	return r
 }
 

@@ -117,7 +117,7 @@ func TestCarried(t *testing.T) {
 	if strings.Contains(tr.Base().String(), "other") {
 		t.Error("Base has the password")
 	}
-	for _, h := range []string{"traceparent", HeaderTimeout, HeaderRequestID, HeaderPriority} {
+	for _, h := range []string{"traceparent", HeaderRequestID, HeaderPriority} {
 		if v, ok := r.last.Load().Header[http.CanonicalHeaderKey(h)]; ok {
 			t.Errorf("%s: %q, of a context without one", h, v)
 		}
@@ -265,6 +265,34 @@ func TestOtherReplica(t *testing.T) {
 	wrong.next.Store(1)
 	if _, err := ask(wrong, "GET", http.Header{}); err == nil || !strings.Contains(err.Error(), "401 Unauthorized: said") {
 		t.Errorf("a refused token: %v", err)
+	}
+}
+
+// What has no deadline of its own is told one all the same: by then nobody waits for it.
+func TestDeadline(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	r := newReplica(t)
+	tr := New(parse(t, r.URL), "")
+	for _, tc := range []struct {
+		ctx          context.Context
+		method, path string
+		body         io.Reader
+		want         time.Duration
+	}{
+		{t.Context(), "GET", "/x/@v/list", nil, answerTimeout},
+		{t.Context(), "GET", "/x/@v/v1.0.0.zip", nil, streamTimeout},
+		{t.Context(), "POST", "/internal/ledger", strings.NewReader("{}"), answerTimeout},
+		{t.Context(), "POST", "/x/@v/v1.0.0.save", io.MultiReader(strings.NewReader("zip")), streamTimeout},
+		{ctx, "GET", "/x/@v/v1.0.0.zip", nil, time.Hour},
+	} {
+		if err := do(t, tc.ctx, tr, tc.method, tc.path, tc.body); err != nil {
+			t.Fatal(err)
+		}
+		ms, err := strconv.ParseInt(r.last.Load().Header.Get(HeaderTimeout), 10, 64)
+		if got := time.Duration(ms) * time.Millisecond; err != nil || got > tc.want || got < tc.want-time.Minute {
+			t.Errorf("%s %s: %v, %v; want %v", tc.method, tc.path, got, err, tc.want)
+		}
 	}
 }
 

@@ -1,10 +1,11 @@
 // Package webhook reads what git hosts post when somebody pushes: GitHub, GitLab,
-// Gitea, Forgejo and Bitbucket.
+// Gitea, Forgejo and Bitbucket, the cloud's and Data Center.
 //
 // Sources: https://docs.github.com/en/webhooks/webhook-events-and-payloads#push,
 // https://docs.gitlab.com/user/project/integrations/webhook_events/,
 // https://docs.gitea.com/usage/webhooks,
-// https://support.atlassian.com/bitbucket-cloud/docs/event-payloads/.
+// https://support.atlassian.com/bitbucket-cloud/docs/event-payloads/,
+// https://confluence.atlassian.com/bitbucketserver/event-payload-938025882.html.
 package webhook
 
 import (
@@ -15,6 +16,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"mime"
 	"net/http"
 	"net/url"
 	"strings"
@@ -38,16 +40,28 @@ var (
 )
 
 // Parse checks that the sender knows the secret, and returns what was pushed. Other
-// events are none: pings, and pushes of what is neither a branch nor a tag.
+// events are none: pings, and pushes of what is neither a branch nor a tag. The body is
+// JSON, or a form whose field payload is, as GitHub and Gitea send it where they are told to;
+// what is signed is the body as it came.
 func Parse(h http.Header, body []byte, secret string) ([]Push, error) {
 	if err := check(h, body, secret); err != nil {
 		return nil, err
 	}
-	if event := h.Get("X-Event-Key"); event != "" {
-		if event != "repo:push" {
-			return nil, nil
+	if kind, _, _ := mime.ParseMediaType(h.Get("Content-Type")); kind == "application/x-www-form-urlencoded" {
+		form, err := url.ParseQuery(string(body))
+		if err != nil || !form.Has("payload") {
+			return nil, errors.New("the body is a form without the field payload")
 		}
+		body = []byte(form.Get("payload"))
+	}
+	switch event := h.Get("X-Event-Key"); event {
+	case "":
+	case "repo:push":
 		return bitbucket(body)
+	case "repo:refs_changed":
+		return dataCenter(body)
+	default:
+		return nil, nil
 	}
 	switch event := first(h, "X-Gitea-Event", "X-Forgejo-Event", "X-GitHub-Event", "X-Gitlab-Event"); event {
 	case "push", "Push Hook", "Tag Push Hook", "System Hook":
@@ -124,6 +138,41 @@ func bitbucket(body []byte) ([]Push, error) {
 			pushes = append(pushes, Push{Repo: repo, Tag: r.Name})
 		case r.Type == "branch":
 			pushes = append(pushes, Push{Repo: repo, Branch: r.Name})
+		}
+	}
+	return pushes, nil
+}
+
+// dataCenter reads what a Bitbucket of one's own sends. Its module paths are those of the
+// clone URL: bitbucket.example.com/scm/project/repo.git.
+func dataCenter(body []byte) ([]Push, error) {
+	var p struct {
+		Changes    []struct{ Ref struct{ ID string } }
+		Repository struct {
+			Links struct {
+				Clone []struct{ Href, Name string }
+			}
+		}
+	}
+	if err := json.Unmarshal(body, &p); err != nil {
+		return nil, fmt.Errorf("the body is not the event that its header says: %w", err)
+	}
+	raw := ""
+	for _, l := range p.Repository.Links.Clone {
+		if l.Name == "http" { // https too
+			raw = l.Href
+		}
+	}
+	repo, err := repoOf(raw)
+	if err != nil {
+		return nil, err
+	}
+	var pushes []Push
+	for _, c := range p.Changes {
+		if tag, ok := strings.CutPrefix(c.Ref.ID, "refs/tags/"); ok {
+			pushes = append(pushes, Push{Repo: repo, Tag: tag})
+		} else if branch, ok := strings.CutPrefix(c.Ref.ID, "refs/heads/"); ok {
+			pushes = append(pushes, Push{Repo: repo, Branch: branch})
 		}
 	}
 	return pushes, nil
