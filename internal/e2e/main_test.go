@@ -58,51 +58,6 @@ func graph(t *testing.T, up *testupstream.Server, n int) (dir string) {
 	return dir
 }
 
-// The main job: the real go command, through one process and through three;
-// again with upstream gone; again after a restart.
-func TestMainJob(t *testing.T) {
-	for _, layout := range []string{"one process", "three processes"} {
-		t.Run(layout, func(t *testing.T) {
-			up := testupstream.New(t)
-			dir := graph(t, up, 80)
-			var proxy *process
-			if layout == "one process" {
-				proxy = start(t, "--upstream", up.URL, "--data-dir", t.TempDir())
-			} else {
-				proxy = startFleet(t, up.URL, 1, 1).proxies[0]
-			}
-			// Many go.mod files, and no zip.
-			if out := goCommand(t, dir, proxy.url, "list", "-m", "-u", "all"); strings.Count(out, "[v1.1.0]") != 80 {
-				t.Errorf("go list -m -u all: %s", out)
-			}
-			if n := up.Requests(".zip"); n != 0 {
-				t.Errorf("go list -m -u all made %d zip requests of upstream", n)
-			}
-			goCommand(t, dir, proxy.url, "mod", "download")
-			if path, n := up.MostAsked(""); n != 1 {
-				t.Errorf("%s was asked of upstream %d times", path, n)
-			}
-			if out := goCommand(t, dir, proxy.url, "list", "-m", "-versions", "example.com/Dep3"); strings.TrimSpace(out) != "example.com/Dep3 v1.0.0 v1.1.0" {
-				t.Errorf("go list -m -versions: %q", out)
-			}
-			if out := goCommand(t, dir, proxy.url, "get", "example.com/Dep7@latest"); !strings.Contains(out, "v1.0.0 => v1.1.0") {
-				t.Errorf("go get: %s", out)
-			}
-			if out := goCommand(t, dir, proxy.url, "list", "-m", "example.com/Dep5@main"); !strings.Contains(out, "v1.0.0") {
-				t.Errorf("a branch: %s", out)
-			}
-			up.SetFault(up.Gone)
-			goCommand(t, dir, proxy.url, "mod", "download")
-			if status := proxy.terminate(); status != 0 {
-				t.Errorf("exit status %d after SIGTERM", status)
-			}
-			proxy.start()
-			goCommand(t, dir, proxy.url, "mod", "download")
-			goCommand(t, dir, proxy.url, "list", "-m", "-versions", "example.com/Dep3")
-		})
-	}
-}
-
 // 1,000 clients, three proxies, two crawlers: one upstream request for a zip
 // that nobody has.
 func TestZipHerd(t *testing.T) {
