@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -58,18 +59,34 @@ func graph(t *testing.T, up *testupstream.Server, n int) (dir string) {
 	return dir
 }
 
-// 1,000 clients, three proxies, two crawlers: one upstream request for a zip
-// that nobody has.
+// 1,200 clients, three proxies with the defaults, two crawlers: 400 wait at once on each proxy,
+// nobody is refused, and there is one upstream request for the zip that nobody has.
 func TestZipHerd(t *testing.T) {
-	up := testupstream.New(t)
-	up.Delay = time.Second
-	up.Add("example.com/big", "v1.0.0", 9<<20)
-	f := startFleet(t, up.URL, 2, 3)
-	got := crowd(1000, func(i int) string { return f.proxies[i%3].url + "/example.com/big/@v/v1.0.0.zip" })
-	if !maps.Equal(got, map[string]int{"200": 1000}) {
+	const clients, proxies = 1200, 3
+	u := testupstream.Start(t, testupstream.Module{Path: "example.com/big", Version: "v1.0.0", ZipBytes: 9 << 20})
+	allWait := make(chan struct{})
+	u.Fault(testupstream.Match{Kind: testupstream.Zip}, testupstream.Fault{Latency: time.Second, Until: allWait})
+	f := startFleet(t, u.URL(), 2, proxies)
+	answers := make(chan map[string]int)
+	go func() {
+		answers <- crowd(clients, func(i int) string { return f.proxies[i%proxies].url + "/example.com/big/@v/v1.0.0.zip" })
+	}()
+	const waiting = "athensctl_proxy_waiting 400\n"
+	for i, end := 0, time.Now().Add(40*time.Second); i < proxies; {
+		_, metrics, _ := get(t, f.proxies[i].url+"/metrics")
+		if strings.Contains(metrics, waiting) {
+			i++
+		} else if time.Now().After(end) {
+			t.Errorf("400 do not wait on proxy %d: %s", i, regexp.MustCompile("(?m)^athensctl_proxy_(waiting|gave).*$").FindAllString(metrics, -1))
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	close(allWait)
+	if got := <-answers; !maps.Equal(got, map[string]int{"200": clients}) {
 		t.Errorf("answers: %v", got)
 	}
-	if n := up.Requests(".zip"); n != 1 {
+	if n := u.Requests(testupstream.Zip, ""); n != 1 {
 		t.Errorf("%d upstream zip requests, want 1", n)
 	}
 	for _, p := range f.all() {
