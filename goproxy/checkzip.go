@@ -18,6 +18,12 @@ import (
 // read: room for the 65,534 files that a zip can hold without the zip64 format.
 const maxZipDirectoryBytes = 16 << 20
 
+// zip64LocatorBytes is the size of what stands before the end of a zip64 file.
+const zip64LocatorBytes = 20
+
+// maxInvalidFiles is how many files an error names.
+const maxInvalidFiles = 5
+
 // CheckMod says why a go.mod file cannot be used: too large, or not in the
 // go.mod syntax. It may declare another path than m's: forks behind a replace
 // directive do.
@@ -62,10 +68,13 @@ func CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) 
 		return "", nil, fmt.Errorf("%s: %w", m, err)
 	}
 	checked, err := modzip.CheckZip(m, file)
-	if err != nil {
-		return "", nil, fmt.Errorf("%s: %w", m, err)
+	if n := len(checked.Invalid); n > maxInvalidFiles { // each would have a line
+		return "", nil, fmt.Errorf("%s: %d files are not valid, such as: %w", m, n, modzip.FileErrorList(checked.Invalid[:maxInvalidFiles]))
 	}
-	if err := checked.Err(); err != nil {
+	if err == nil {
+		err = checked.Err()
+	}
+	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w", m, err)
 	}
 	z, err := zip.NewReader(f, st.Size())
@@ -115,11 +124,12 @@ func ModH1(mod []byte) (string, error) {
 }
 
 // checkDirectorySize refuses a zip whose directory would take too much memory,
-// before anything reads it.
+// before anything reads it. What reads it goes by where it begins, and counts modulo
+// 65,536, so that place and size must agree.
 func checkDirectorySize(f io.ReaderAt, size int64) error {
 	// The end of central directory record: 22 bytes and a comment of up to 64 KiB.
 	// Source: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT 4.3.16.
-	tail := min(size, 22+1<<16)
+	tail := min(size, zip64LocatorBytes+22+1<<16)
 	buf := make([]byte, tail)
 	if _, err := f.ReadAt(buf, size-tail); err != nil && !errors.Is(err, io.EOF) {
 		return err
@@ -128,13 +138,16 @@ func checkDirectorySize(f io.ReaderAt, size int64) error {
 	if i < 0 || i+22 > len(buf) {
 		return errors.New("zip: not a zip file: no end of central directory")
 	}
-	le16 := func(o int) int { return int(buf[i+o]) | int(buf[i+o+1])<<8 }
-	dirBytes := int64(le16(12)) | int64(le16(14))<<16
-	if le16(10) == 0xffff || dirBytes == 0xffffffff {
+	le16 := func(o int) int64 { return int64(buf[i+o]) | int64(buf[i+o+1])<<8 }
+	dirBytes, dirBegin, dirEnd := le16(12)|le16(14)<<16, le16(16)|le16(18)<<16, size-tail+int64(i)
+	if le16(10) == 0xffff || dirBytes == 0xffffffff || i >= zip64LocatorBytes && bytes.HasPrefix(buf[i-zip64LocatorBytes:], []byte("PK\x06\x07")) {
 		return errors.New("zip: a zip64 file, one with more than 65,534 files in it, is not accepted")
 	}
 	if dirBytes > maxZipDirectoryBytes {
 		return fmt.Errorf("zip: the directory takes %d bytes; at most %d are accepted", dirBytes, maxZipDirectoryBytes)
+	}
+	if dirBegin+dirBytes != dirEnd {
+		return fmt.Errorf("zip: the directory is not where the file says: %d bytes from %d, and its end is at %d", dirBytes, dirBegin, dirEnd)
 	}
 	return nil
 }
