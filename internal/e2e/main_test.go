@@ -118,6 +118,7 @@ func TestListHerd(t *testing.T) {
 
 // A crawler that dies with a job: another ends it, once.
 func TestCrawlerDies(t *testing.T) {
+	t.Parallel() // it waits
 	up := testupstream.New(t)
 	up.Delay = 2 * time.Second
 	up.Add("example.com/m", "v1.0.0", 1<<20)
