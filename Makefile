@@ -133,6 +133,9 @@ lint: packages $(STATICCHECK) $(GOVULNCHECK) $(ACTIONLINT) ## gofmt, go vet, sta
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	@test/fuzz.sh $(FUZZTIME)
 
+show: ## the go command and real modules through it: one process, three roles, upstream gone, restart; needs the module proxy
+	@test/show.sh
+
 bench: ## measure side by side; BENCHFLAGS="--only warm", see bench/README.md
 	go run ./bench $(BENCHFLAGS)
 
@@ -142,4 +145,4 @@ generate: ## write again what is generated (docs/configuration.md)
 clean: ## remove what build made
 	rm -rf bin dist
 
-.PHONY: help build test test-azure test-real test-cluster cluster-tools test-kind test-terraform image image-report snapshot tools packages azure lint fuzz bench generate clean
+.PHONY: help build test test-azure test-real test-cluster cluster-tools test-kind test-terraform image image-report snapshot tools packages azure lint fuzz show bench generate clean

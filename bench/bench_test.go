@@ -13,11 +13,17 @@ import (
 	"github.com/athensctl/athensctl/internal/testgit"
 )
 
-// TestRun is a whole run, small, on the stand-in.
-func TestRun(t *testing.T) {
-	if testing.Short() {
+// skipShort skips what takes seconds with -short, but not where everything must run.
+func skipShort(t *testing.T) {
+	t.Helper()
+	if testing.Short() && os.Getenv("ATHENSCTL_TEST_REQUIRE") == "" {
 		t.Skip("takes seconds")
 	}
+}
+
+// TestRun is a whole run, small, on the stand-in.
+func TestRun(t *testing.T) {
+	skipShort(t)
 	t.Setenv("GORACE", "atexit_sleep_ms=0") // else each load process takes a second to end under -race
 	self, err := os.Executable()
 	if err != nil {
@@ -130,9 +136,7 @@ func TestRun(t *testing.T) {
 // TestGitSection is the git section, small: the stand-in answers without a host, and the
 // go command is the real one.
 func TestGitSection(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
+	skipShort(t)
 	testgit.Needs(t, "git", "go")
 	t.Setenv("GORACE", "atexit_sleep_ms=0")
 	self, err := os.Executable()

@@ -2,9 +2,12 @@ package goproxy
 
 import (
 	"archive/zip"
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -107,6 +110,64 @@ func TestCheckMod(t *testing.T) {
 	} {
 		if err := CheckMod(m, []byte(mod)); (err == nil) != ok {
 			t.Errorf("%.60q: %v", mod, err)
+		}
+	}
+}
+
+// A zip whose end does not tell the truth about its directory is refused before the directory
+// is read: archive/zip reads what is there, and counts modulo 65,536.
+func TestCheckZipDirectory(t *testing.T) {
+	m := module.Version{Path: "example.com/m", Version: "v1.2.3"}
+	good, err := os.ReadFile(writeZip(t, map[string]string{m.String() + "/go.mod": "module example.com/m\n", m.String() + "/a.go": "package a\n"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := len(good) - 22
+	start := int(binary.LittleEndian.Uint32(good[end+16:]))
+	u16 := func(at int) int { return int(binary.LittleEndian.Uint16(good[at:])) }
+	entry := good[start : start+46+u16(start+28)+u16(start+30)+u16(start+32)]
+	// zipOf has so many entries, and an end that says so many, in so many bytes, from there on.
+	zipOf := func(entries, count int, size, from uint32, before ...byte) string {
+		t.Helper()
+		b := append([]byte{}, good[:start]...)
+		b = append(append(b, bytes.Repeat(entry, entries)...), before...)
+		b = append(b, good[end:]...)
+		tail := b[len(b)-22:]
+		binary.LittleEndian.PutUint16(tail[8:], uint16(count))
+		binary.LittleEndian.PutUint16(tail[10:], uint16(count))
+		binary.LittleEndian.PutUint32(tail[12:], size)
+		binary.LittleEndian.PutUint32(tail[16:], from)
+		name := filepath.Join(t.TempDir(), "m.zip")
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	n := maxZipDirectoryBytes/len(entry) + 1
+	whole := uint32(n * len(entry))
+	// A locator of a zip64 end, which then counts in place of the other.
+	locator := append([]byte("PK\x06\x07"), make([]byte, 12)...)
+	locator = append(locator, 1, 0, 0, 0)
+	for name, tc := range map[string]struct{ zip, want string }{
+		"too large":                  {zipOf(n, n, whole, uint32(start)), "the directory takes"},
+		"says that it is small":      {zipOf(n, n, uint32(len(entry)), uint32(start)), "does not end where"},
+		"begins behind its end":      {zipOf(1, 1, uint32(len(entry)), 1<<30), "does not end where"},
+		"its size hints at zip64":    {zipOf(1, 1, 0xffff, uint32(start), locator...), "zip64"},
+		"its count hints at zip64":   {zipOf(1, 0xffff, uint32(len(entry)), uint32(start)), "zip64"},
+		"its offset hints at zip64":  {zipOf(1, 1, uint32(len(entry)), 0xffffffff, locator...), "does not end where"},
+		"count modulo 65,536 is one": {zipOf(65537, 1, uint32(65537*len(entry)), uint32(start)), "does not have the 1 files"},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _, err := CheckZip(m, tc.zip)
+		runtime.ReadMemStats(&after)
+		if err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %.300v, want an error with %q", name, err, tc.want)
+		} else if n := len(err.Error()); n > 1000 {
+			t.Errorf("%s: the error has %d bytes: %.300v", name, n, err)
+		}
+		if used := (after.TotalAlloc - before.TotalAlloc) >> 20; used > 1 {
+			t.Errorf("%s: %d MiB were allocated", name, used)
 		}
 	}
 }

@@ -287,7 +287,7 @@ func writeBlob(c echo.Context, blob *Blob) error {
 // Any other form is answered with the whole, which RFC 9110 (14.2) allows.
 func oneRange(r *http.Request, h http.Header, size int64) (start, length int64, ok bool) {
 	spec, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=")
-	if !ok || size < 0 {
+	if !ok || size <= 0 {
 		return 0, 0, false
 	}
 	if cond := r.Header.Get("If-Range"); cond != "" && cond != h.Get("Etag") && cond != h.Get("Last-Modified") {

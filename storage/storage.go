@@ -46,7 +46,8 @@ func FullDisk(err error) error {
 	return err
 }
 
-// Files are the files of one version. A nil file is left as it is.
+// Files are the files of one version. A nil file is left as it is; a Zip comes with its Mod,
+// which Server takes from the zip where it was sent none.
 type Files struct {
 	Info []byte
 	Mod  []byte

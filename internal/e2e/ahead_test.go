@@ -139,6 +139,7 @@ func TestNewTagWithoutWebhook(t *testing.T) {
 // A crawler that is killed between claim and done: the other finishes its job, once, and
 // the go command that waited meanwhile, or its next try, has the module.
 func TestCrawlerKilledWithJob(t *testing.T) {
+	t.Parallel() // it waits
 	up := testupstream.New(t)
 	up.Delay = 2 * time.Second
 	up.Add("example.com/m", "v1.0.0", 1<<20)

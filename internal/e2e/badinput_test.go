@@ -3,13 +3,18 @@
 package e2e
 
 import (
+	"archive/zip"
 	"bufio"
 	"bytes"
+	"compress/flate"
+	enc "encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"mime/multipart"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -152,6 +157,7 @@ func TestBadSaves(t *testing.T) {
 		return []byte(body)
 	}
 	mod := string(v.Mod)
+	part := func(content []byte) [][2]string { return [][2]string{{"mod.zip", string(content)}} }
 	form := func(parts ...[2]string) (string, string) {
 		var b bytes.Buffer
 		w := multipart.NewWriter(&b)
@@ -168,7 +174,7 @@ func TestBadSaves(t *testing.T) {
 		status int
 		body   string
 	}{
-		{"no part", nil, 400, ""},
+		{"no part", nil, 400, "multipart form"},
 		{"another part", [][2]string{{"mod.exe", "x"}}, 400, "not one of"},
 		{"the same part twice", [][2]string{{"mod.mod", mod}, {"mod.mod", mod}}, 400, "not one of"},
 		{".info that is not JSON", [][2]string{{"mod.info", "x"}}, 400, "not JSON"},
@@ -185,6 +191,12 @@ func TestBadSaves(t *testing.T) {
 		{"a name twice", [][2]string{{"mod.zip", string(zipOf([2]string{"a.go", ""}, [2]string{"a.go", ""}))}}, 400, "multiple entries"},
 		{"a bad name", [][2]string{{"mod.zip", string(zipOf([2]string{"a\x00b", ""}))}}, 400, "mod.zip"},
 		{"GO.MOD", [][2]string{{"mod.zip", string(zipOf([2]string{"GO.MOD", mod}))}}, 400, "go.mod"},
+		{"a bomb that says so", part(bomb(t, 1, 501<<20, 1000)), 400, "too large"},
+		{"bombs that are too large together", part(bomb(t, 6, 100<<20, 1000)), 400, "too large"},
+		{"a bomb that lies", part(bomb(t, 1, 10, 20<<20)), 400, "not a valid zip"},
+		{"a bomb that says more than it has", part(bomb(t, 1, 100<<20, 10)), 400, "mod.zip"},
+		{"a go.mod above its limit", part(bombOf(t, "go.mod", 1, 17<<20, 17<<20)), 400, "go.mod"},
+		{"a huge directory", part(directoryBomb(t)), 400, "does not end where its end is"},
 		{"a body that is too large", [][2]string{{"mod.zip", strings.Repeat("x", 2<<20)}}, 413, "larger than"},
 	} {
 		contentType, body := form(tc.parts...)
@@ -205,8 +217,8 @@ func TestBadSaves(t *testing.T) {
 			t.Errorf("%s without a token: %d", target, status)
 		}
 	}
-	if status, _ := raw(t, p.url, "POST", "/example.com/m/@v/v1.0.0.save", auth+"Content-Length: 100\r\nContent-Type: multipart/form-data; boundary=x\r\n", "--x"); status != 400 {
-		t.Errorf("a body that stops: %d, want 400", status)
+	if status, text := raw(t, p.url, "POST", "/example.com/m/@v/v1.0.0.save", auth+"Content-Length: 100\r\nContent-Type: multipart/form-data; boundary=x\r\n", "--x"); status != 400 || !strings.Contains(text, "multipart form") {
+		t.Errorf("a body that stops: %d %s, want 400", status, text)
 	}
 	if status, text := raw(t, p.url, "POST", "/internal/ledger/claim", auth+"Content-Length: 1\r\n", "x"); status != 400 {
 		t.Errorf("a question that is not JSON: %d %s", status, text)
@@ -214,6 +226,63 @@ func TestBadSaves(t *testing.T) {
 	if status, text := raw(t, p.url, "GET", "/catalog", auth, ""); status != 200 || strings.TrimSpace(text) != `{"modules":[]}` {
 		t.Errorf("after all that: %d %s", status, text)
 	}
+	if peak := p.peakMiB(); peak > 96 {
+		t.Errorf("peak resident memory %d MiB, above 96", peak)
+	}
+}
+
+// bomb is a zip of example.com/m@v1.0.0 with so many files that say they have one size, and
+// have another, of zeros.
+func bomb(t *testing.T, files int, says, has int64) []byte {
+	return bombOf(t, "zeros%d.bin", files, says, has)
+}
+
+func bombOf(t *testing.T, name string, files int, says, has int64) []byte {
+	t.Helper()
+	var zeros bytes.Buffer
+	d, err := flate.NewWriter(&zeros, flate.BestSpeed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := crc32.NewIEEE()
+	io.CopyN(io.MultiWriter(d, sum), zero{}, has)
+	d.Close()
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	for i := range files {
+		file := name
+		if strings.Contains(name, "%") {
+			file = fmt.Sprintf(name, i)
+		}
+		w, err := z.CreateRaw(&zip.FileHeader{
+			Name: "example.com/m@v1.0.0/" + file, Method: zip.Deflate,
+			CRC32: sum.Sum32(), CompressedSize64: uint64(zeros.Len()), UncompressedSize64: uint64(says),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Write(zeros.Bytes())
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+type zero struct{}
+
+func (zero) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// directoryBomb is a zip whose directory has 10,000 files more than its end says.
+func directoryBomb(t *testing.T) []byte {
+	t.Helper()
+	b := bomb(t, 1, 10, 10)
+	end := len(b) - 22
+	begin := int(enc.LittleEndian.Uint32(b[end+16:]))
+	return slices.Concat(b[:begin], bytes.Repeat(b[begin:end], 10_000), b[end:])
 }
 
 // What upstream does wrong is never "not found", and nothing of it is kept.

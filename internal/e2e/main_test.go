@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -58,63 +59,34 @@ func graph(t *testing.T, up *testupstream.Server, n int) (dir string) {
 	return dir
 }
 
-// The main job: the real go command, through one process and through three;
-// again with upstream gone; again after a restart.
-func TestMainJob(t *testing.T) {
-	for _, layout := range []string{"one process", "three processes"} {
-		t.Run(layout, func(t *testing.T) {
-			up := testupstream.New(t)
-			dir := graph(t, up, 80)
-			var proxy *process
-			if layout == "one process" {
-				proxy = start(t, "--upstream", up.URL, "--data-dir", t.TempDir())
-			} else {
-				proxy = startFleet(t, up.URL, 1, 1).proxies[0]
-			}
-			// Many go.mod files, and no zip.
-			if out := goCommand(t, dir, proxy.url, "list", "-m", "-u", "all"); strings.Count(out, "[v1.1.0]") != 80 {
-				t.Errorf("go list -m -u all: %s", out)
-			}
-			if n := up.Requests(".zip"); n != 0 {
-				t.Errorf("go list -m -u all made %d zip requests of upstream", n)
-			}
-			goCommand(t, dir, proxy.url, "mod", "download")
-			if path, n := up.MostAsked(""); n != 1 {
-				t.Errorf("%s was asked of upstream %d times", path, n)
-			}
-			if out := goCommand(t, dir, proxy.url, "list", "-m", "-versions", "example.com/Dep3"); strings.TrimSpace(out) != "example.com/Dep3 v1.0.0 v1.1.0" {
-				t.Errorf("go list -m -versions: %q", out)
-			}
-			if out := goCommand(t, dir, proxy.url, "get", "example.com/Dep7@latest"); !strings.Contains(out, "v1.0.0 => v1.1.0") {
-				t.Errorf("go get: %s", out)
-			}
-			if out := goCommand(t, dir, proxy.url, "list", "-m", "example.com/Dep5@main"); !strings.Contains(out, "v1.0.0") {
-				t.Errorf("a branch: %s", out)
-			}
-			up.SetFault(up.Gone)
-			goCommand(t, dir, proxy.url, "mod", "download")
-			if status := proxy.terminate(); status != 0 {
-				t.Errorf("exit status %d after SIGTERM", status)
-			}
-			proxy.start()
-			goCommand(t, dir, proxy.url, "mod", "download")
-			goCommand(t, dir, proxy.url, "list", "-m", "-versions", "example.com/Dep3")
-		})
-	}
-}
-
-// 1,000 clients, three proxies, two crawlers: one upstream request for a zip
-// that nobody has.
+// 1,200 clients, three proxies with the defaults, two crawlers: 400 wait at once on each proxy,
+// nobody is refused, and there is one upstream request for the zip that nobody has.
 func TestZipHerd(t *testing.T) {
-	up := testupstream.New(t)
-	up.Delay = time.Second
-	up.Add("example.com/big", "v1.0.0", 9<<20)
-	f := startFleet(t, up.URL, 2, 3)
-	got := crowd(1000, func(i int) string { return f.proxies[i%3].url + "/example.com/big/@v/v1.0.0.zip" })
-	if !maps.Equal(got, map[string]int{"200": 1000}) {
+	const clients, proxies = 1200, 3
+	u := testupstream.Start(t, testupstream.Module{Path: "example.com/big", Version: "v1.0.0", ZipBytes: 9 << 20})
+	allWait := make(chan struct{})
+	u.Fault(testupstream.Match{Kind: testupstream.Zip}, testupstream.Fault{Latency: time.Second, Until: allWait})
+	f := startFleet(t, u.URL(), 2, proxies)
+	answers := make(chan map[string]int)
+	go func() {
+		answers <- crowd(clients, func(i int) string { return f.proxies[i%proxies].url + "/example.com/big/@v/v1.0.0.zip" })
+	}()
+	const waiting = "athensctl_proxy_waiting 400\n"
+	for i, end := 0, time.Now().Add(40*time.Second); i < proxies; {
+		_, metrics, _ := get(t, f.proxies[i].url+"/metrics")
+		if strings.Contains(metrics, waiting) {
+			i++
+		} else if time.Now().After(end) {
+			t.Errorf("400 do not wait on proxy %d: %s", i, regexp.MustCompile("(?m)^athensctl_proxy_(waiting|gave).*$").FindAllString(metrics, -1))
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	close(allWait)
+	if got := <-answers; !maps.Equal(got, map[string]int{"200": clients}) {
 		t.Errorf("answers: %v", got)
 	}
-	if n := up.Requests(".zip"); n != 1 {
+	if n := u.Requests(testupstream.Zip, ""); n != 1 {
 		t.Errorf("%d upstream zip requests, want 1", n)
 	}
 	for _, p := range f.all() {
@@ -146,6 +118,7 @@ func TestListHerd(t *testing.T) {
 
 // A crawler that dies with a job: another ends it, once.
 func TestCrawlerDies(t *testing.T) {
+	t.Parallel() // it waits
 	up := testupstream.New(t)
 	up.Delay = 2 * time.Second
 	up.Add("example.com/m", "v1.0.0", 1<<20)

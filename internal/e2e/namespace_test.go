@@ -94,14 +94,7 @@ func TestNoRouteOut(t *testing.T) {
 	if err := u.Listen(upstreamHost + ":0"); err != nil {
 		t.Fatal(err)
 	}
-	root, err := u.AddGraph(testupstream.Graph{Modules: 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	if err := root.Write(dir); err != nil {
-		t.Fatal(err)
-	}
+	j := newMainJob(t, u, 20)
 	serve := func(role, host string, args ...string) *process {
 		p := prepare(t, append([]string{"--role", role, "--listen", "0.0.0.0:3000", "--internal-token", token, "--data-dir", t.TempDir()}, args...)...)
 		p.url = "http://" + host + ":3000"
@@ -109,12 +102,14 @@ func TestNoRouteOut(t *testing.T) {
 		p.start()
 		return p
 	}
-	serve("storage", storageHost)
-	serve("crawler", crawlerHost, "--storage-url", "http://"+storageOfCrawler+":3000", "--upstream", u.URL(), "--sumdb", u.VerifierKey())
+	storage := serve("storage", storageHost)
+	crawler := serve("crawler", crawlerHost, "--storage-url", "http://"+storageOfCrawler+":3000", "--upstream", u.URL(), "--sumdb", u.VerifierKey())
 	p := serve("proxy", proxyHost, "--storage-url", "http://"+storageOfProxy+":3000", "--crawler-url", "http://"+crawlerOfProxy+":3000", "--sumdb", u.VerifierKey())
 
-	checkedGo(t, u, dir, p.url, nil, "mod", "download", "all")
-	checkedGo(t, u, dir, p.url, nil, "list", "-m", "-u", "all")
+	j.proxy = p.url
+	j.updates(t)
+	j.download(t)
+	j.rest(t)
 
 	upstream := strings.TrimPrefix(u.URL(), "http://")
 	for role, want := range map[string]bool{"proxy": false, "storage": false, "crawler": true} {
@@ -124,4 +119,10 @@ func TestNoRouteOut(t *testing.T) {
 			t.Errorf("the %s: %s", role, out)
 		}
 	}
+	// Upstream and its database are gone; all start anew.
+	u.Stop()
+	restart(t, []*process{storage, crawler, p})
+	j.updates(t)
+	j.download(t)
+	j.rest(t)
 }

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"fmt"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -25,45 +24,6 @@ func checkedGo(t *testing.T, u *testupstream.Upstream, dir, proxy string, env []
 		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
-}
-
-// The main job with the checksum database on: the crawler verifies what it fetches, the go command what it
-// gets; and again when upstream and its database are gone, and after a restart.
-func TestChecksumDatabase(t *testing.T) {
-	t.Parallel()
-	u := testupstream.Start(t)
-	root, err := u.AddGraph(testupstream.Graph{Modules: 80})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	if err := root.Write(dir); err != nil {
-		t.Fatal(err)
-	}
-	// The test's database grows by what it is asked for. The real one has its records
-	// before anybody asks: so has this one now.
-	for _, m := range root.Requires {
-		for k := range 3 {
-			if status, body, _ := get(t, fmt.Sprintf("%s/lookup/%s@v1.%d.0", u.SumDBURL(), m.Path, k)); status != 200 {
-				t.Fatalf("lookup: %d %s", status, body)
-			}
-		}
-	}
-	u.Reset()
-	p := start(t, "--upstream", u.URL(), "--data-dir", t.TempDir(), "--sumdb", u.VerifierKey(), "--freshness=1h")
-	checkedGo(t, u, dir, p.url, nil, "mod", "download", "all")
-	for _, m := range root.Requires {
-		if n := u.Requests(testupstream.SumDB, m.Path+"@"+m.Version); n != 1 {
-			t.Errorf("the checksum database was asked for %s %d times", m, n)
-		}
-	}
-	u.Stop()
-	checkedGo(t, u, dir, p.url, nil, "mod", "download", "all")
-	if status := p.terminate(); status != 0 {
-		t.Errorf("exit status %d after SIGTERM", status)
-	}
-	p.start()
-	checkedGo(t, u, dir, p.url, nil, "mod", "download", "all")
 }
 
 // What the checksum database does not confirm is neither kept nor served.

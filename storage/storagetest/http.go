@@ -2,6 +2,7 @@ package storagetest
 
 import (
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -30,16 +31,23 @@ func (c closable) Close() error {
 func OverHTTP(open Opener) Opener {
 	return func(t *testing.T, dir string, o Options) (storage.Store, storage.Ledger) {
 		s, l := open(t, dir, o)
-		e := echo.New()
-		e.HTTPErrorHandler = goproxy.ErrorHandler
-		e.Any("/*", (&storage.Server{Store: s, Ledger: l, TempDir: t.TempDir()}).Handler())
-		srv := httptest.NewServer(e)
-		t.Cleanup(srv.Close)
-		base, err := url.Parse(srv.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := closable{&storage.Client{Client: goproxy.Client{Base: base, HTTP: &http.Client{Transport: &http.Transport{}}}}, s}
+		c := closable{overHTTP(t, s, l), s}
 		return c, c
 	}
+}
+
+// overHTTP is a client of a server in front of a store and a ledger.
+func overHTTP(t *testing.T, s storage.Store, l storage.Ledger) *storage.Client {
+	e := echo.New()
+	e.HTTPErrorHandler = goproxy.ErrorHandler
+	e.Any("/*", (&storage.Server{Store: s, Ledger: l, TempDir: t.TempDir()}).Handler())
+	srv := httptest.NewUnstartedServer(e)
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // connections are cut on purpose
+	srv.Start()
+	t.Cleanup(srv.Close)
+	base, err := url.Parse(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &storage.Client{Client: goproxy.Client{Base: base, HTTP: &http.Client{Transport: &http.Transport{}}}}
 }

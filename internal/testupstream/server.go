@@ -1,6 +1,3 @@
-// Package testupstream is a GOPROXY upstream to test against: made-up modules,
-// counted requests, and faults on demand. It shares no code with athensctl's own
-// handler and client.
 package testupstream
 
 import (
@@ -9,8 +6,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -19,32 +16,43 @@ import (
 	"golang.org/x/mod/module"
 )
 
-// Server is the upstream. Its fields are set before use; its methods are safe
-// for concurrent use.
+// Server is the short form of an [Upstream], for tests that make modules in a line and
+// count requests by the end of their URL's path. The protocol is the Upstream's. Its fields are set
+// before use; its methods are safe for concurrent use.
 type Server struct {
 	URL string
 	// Delay is how long each answer waits.
 	Delay time.Duration
 
+	t        testing.TB
+	u        *Upstream
 	mu       sync.Mutex
-	modules  map[string][]module.Version // by path
-	mods     map[module.Version]string
-	zips     map[module.Version][]byte
 	requests map[string]int
 	fault    http.HandlerFunc
 }
 
-// New starts an upstream that ends with the test.
+// New starts a server that ends with the test.
 func New(t testing.TB) *Server {
-	s := &Server{modules: map[string][]module.Version{}, mods: map[module.Version]string{}, zips: map[module.Version][]byte{}, requests: map[string]int{}}
-	srv := httptest.NewServer(s)
-	t.Cleanup(srv.Close)
-	s.URL = srv.URL
+	t.Helper()
+	s := &Server{t: t, requests: map[string]int{}}
+	u, err := NewUpstream()
+	if err != nil {
+		t.Fatalf("testupstream: %v", err)
+	}
+	t.Cleanup(u.Close)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err == nil {
+		err = u.Serve(l, s)
+	}
+	if err != nil {
+		t.Fatalf("testupstream: %v", err)
+	}
+	s.u, s.URL = u, u.URL()
 	return s
 }
 
 // Add makes a version: its go.mod needs the given modules, its zip has about
-// size bytes that cannot be compressed.
+// size bytes that cannot be compressed. The branch main is the first of its module.
 func (s *Server) Add(path, version string, size int, needs ...module.Version) module.Version {
 	m := module.Version{Path: path, Version: version}
 	mod := "module " + path + "\n\ngo 1.21\n"
@@ -57,8 +65,10 @@ func (s *Server) Add(path, version string, size int, needs ...module.Version) mo
 	return m
 }
 
-// AddFiles makes a version with any .mod and any files in its zip.
+// AddFiles makes a version with any .mod and any files in its zip, of any name; one that
+// begins with a slash is not put below the version's prefix.
 func (s *Server) AddFiles(m module.Version, mod string, files [][2]string) {
+	s.t.Helper()
 	var b bytes.Buffer
 	z := zip.NewWriter(&b)
 	for _, f := range files {
@@ -68,17 +78,22 @@ func (s *Server) AddFiles(m module.Version, mod string, files [][2]string) {
 		}
 		w, err := z.CreateHeader(&zip.FileHeader{Name: strings.TrimPrefix(name, "/"), Method: zip.Store})
 		if err != nil {
-			panic(err)
+			s.t.Fatal(err)
 		}
 		io.WriteString(w, f[1])
 	}
 	if err := z.Close(); err != nil {
-		panic(err)
+		s.t.Fatal(err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.modules[m.Path] = append(s.modules[m.Path], m)
-	s.mods[m], s.zips[m] = mod, b.Bytes()
+	s.u.mu.Lock()
+	first := len(s.u.modules[m.Path]) == 0
+	s.u.mu.Unlock()
+	if err := s.u.Add(Module{Path: m.Path, Version: m.Version, Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Mod: mod, Zip: b.Bytes()}); err != nil {
+		s.t.Fatal(err)
+	}
+	if first {
+		s.u.SetQuery(m.Path, "main", m.Version)
+	}
 }
 
 // SetFault answers every request with f; nil ends that.
@@ -123,51 +138,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fault(w, r)
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	escaped, rest, ok := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/@")
-	path, err := module.UnescapePath(escaped)
-	versions := s.modules[path]
-	if !ok || err != nil || versions == nil {
-		http.Error(w, "not found: "+r.URL.Path, http.StatusNotFound)
-		return
-	}
-	info := func(v string) { fmt.Fprintf(w, `{"Version":%q,"Time":"2026-01-02T03:04:05Z"}`, v) }
-	if rest == "latest" {
-		info(versions[len(versions)-1].Version)
-		return
-	}
-	rest = strings.TrimPrefix(rest, "v/")
-	if rest == "list" {
-		for _, m := range versions {
-			fmt.Fprintln(w, m.Version)
-		}
-		return
-	}
-	dot := strings.LastIndexByte(rest, '.')
-	version, _ := module.UnescapeVersion(rest[:max(dot, 0)])
-	if version == "main" && strings.HasSuffix(rest, ".info") {
-		info(versions[0].Version)
-		return
-	}
-	m := module.Version{Path: path, Version: version}
-	mod, ok := s.mods[m]
-	switch {
-	case !ok:
-		http.Error(w, "not found: "+m.String(), http.StatusNotFound)
-	case rest[dot:] == ".info":
-		info(version)
-	case rest[dot:] == ".mod":
-		io.WriteString(w, mod)
-	case rest[dot:] == ".zip":
-		content := s.zips[m]
-		w.Header().Set("Content-Type", "application/zip")
-		s.mu.Unlock()
-		w.Write(content)
-		s.mu.Lock()
-	default:
-		http.NotFound(w, r)
-	}
+	s.u.ServeHTTP(w, r)
 }
 
 // Gone is a fault: the connection is cut without an answer.
