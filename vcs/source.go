@@ -21,7 +21,6 @@ import (
 
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/semver"
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/athensctl/athensctl/goproxy"
@@ -29,15 +28,22 @@ import (
 	"github.com/athensctl/athensctl/vcs/remote"
 )
 
-// Options of a Source. The zero value is good.
+// Options of a Source. The zero value is good. Of each of its bounds one host has half at
+// most, but for MemoryBytes, of which it has two thirds.
 type Options struct {
 	TempDir string // takes packs and zips while they are made; "": the system's
-	// Heavy is how many packs are indexed at once; each takes some tens of MB of memory.
-	// 0: 2.
+	// Heavy is how many packs are indexed at once. 0: 2.
 	Heavy int
-	// Fetches is how many packs are fetched at once; each may take 2 GiB of disk, and
-	// wait for a slow host. 0: 16.
+	// Fetches is how many packs are fetched at once; each may wait for a slow host.
+	// 0: 16.
 	Fetches int
+	// DiskBytes is how much the packs may take of TempDir; past it an answer is a 503.
+	// 0: 4 GiB.
+	DiskBytes int64
+	// MemoryBytes is how much memory what is read of packs and refs may take; past it an
+	// answer is a 503. Objects that are made of deltas take up to 144 MiB more.
+	// 0: 192 MiB.
+	MemoryBytes int64
 }
 
 // Source is a goproxy.Source over git hosts. It is safe for concurrent use.
@@ -45,7 +51,7 @@ type Source struct {
 	o      Options
 	remote *remote.Remote
 	git    *git.Client
-	packs  *semaphore.Weighted // being fetched
+	packs  *git.Budget // being fetched
 
 	flights singleflight.Group
 	mu      sync.Mutex
@@ -64,10 +70,20 @@ func New(r *remote.Remote, o Options) *Source {
 	if o.Fetches <= 0 {
 		o.Fetches = 16
 	}
-	return &Source{
-		o: o, remote: r, git: &git.Client{HTTP: r.HTTP(), TempDir: o.TempDir, Heavy: semaphore.NewWeighted(int64(o.Heavy))},
-		packs: semaphore.NewWeighted(int64(o.Fetches)), refs: map[string]*refs{}, files: map[string][]byte{},
+	if o.DiskBytes <= 0 {
+		o.DiskBytes = 4 << 30
 	}
+	if o.MemoryBytes <= 0 {
+		o.MemoryBytes = 192 << 20
+	}
+	s := &Source{o: o, remote: r, packs: git.Half(int64(o.Fetches)), refs: map[string]*refs{}, files: map[string][]byte{}}
+	s.git = &git.Client{
+		HTTP: r.HTTP(), TempDir: o.TempDir, Evict: s.evict,
+		Heavy: git.Half(int64(o.Heavy)), Disk: git.Half(o.DiskBytes), Memory: git.NewBudget(o.MemoryBytes, o.MemoryBytes*2/3),
+		// Two hosts may each have one of the largest.
+		Deltas: git.Half(2 * git.MadeBytes(git.DefaultLimits)),
+	}
+	return s
 }
 
 // Close drops what is remembered.

@@ -339,7 +339,7 @@ func FuzzRefs(f *testing.F) {
 	f.Add([]byte("0004"))
 	f.Add([]byte(v2))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		refs, err := readRefs(&reader{r: bytes.NewReader(b), left: 1 << 20})
+		refs, err := readRefs(&reader{r: bytes.NewReader(b), left: 1 << 20}, &refCounter{most: 1000})
 		for _, r := range refs {
 			if !isHash(r.Hash) || r.Name == "" || r.Peeled != "" && !isHash(r.Peeled) || err != nil {
 				t.Errorf("%+v, %v", r, err)
@@ -367,12 +367,12 @@ func FuzzPack(f *testing.F) {
 		}
 		defer file.Close()
 		file.Write(b)
-		o, err := index(file, Limits{ObjectBytes: 1 << 20, TotalBytes: 4 << 20, Objects: 1000}.orDefault())
+		o, err := index(t.Context(), file, Limits{ObjectBytes: 1 << 20, TotalBytes: 4 << 20, Objects: 1000}.orDefault(), nil)
 		if err != nil {
 			return
 		}
 		defer o.Close()
 		o.Commit(someHash)
-		o.Tree(someHash)
+		o.Find(someHash, "x")
 	})
 }

@@ -29,12 +29,13 @@ type service struct {
 	version int
 	caps    map[string]string
 	refs    []Ref
+	room    *room // of the refs
 }
 
 // open asks for the service. It knows the refs of a server that does not speak
 // version 2.
 func (c *Client) open(ctx context.Context, u *url.URL) (*service, error) {
-	s := &service{c: c, repo: u, base: u, caps: map[string]string{}}
+	s := &service{c: c, repo: u, base: u, caps: map[string]string{}, room: c.room(u)}
 	var first io.ReadCloser
 	var err error
 	switch u.Scheme {
@@ -104,6 +105,7 @@ func (s *service) run(ctx context.Context) (io.ReadCloser, error) {
 }
 
 func (s *service) close() {
+	s.room.close()
 	if s.in != nil {
 		s.in.Close()
 		s.out.Close()
@@ -143,7 +145,11 @@ func (s *service) readAdvertisement(r *reader) error {
 			return err
 		}
 	}
+	counter := s.counter()
 	for first := true; k == data; first = false {
+		if err := counter.add(text); err != nil {
+			return err
+		}
 		if first {
 			var caps string
 			text, caps, _ = strings.Cut(text, "\x00")
@@ -208,9 +214,7 @@ func (s *service) post(ctx context.Context, body []byte) (io.ReadCloser, error) 
 func (s *service) do(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
 	req = req.WithContext(ctx)
-	if !s.c.version0 {
-		req.Header.Set("Git-Protocol", "version=2")
-	}
+	req.Header.Set("Git-Protocol", "version=2")
 	// Some hosts answer git alone.
 	req.Header.Set("User-Agent", "git/athensctl")
 	idle := s.c.Limits.orDefault().Idle
