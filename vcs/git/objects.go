@@ -52,6 +52,13 @@ func (o *Objects) SizeBytes() int64 { return o.size }
 // Rest frees memory that makes reading faster; for objects that nobody reads just now.
 func (o *Objects) Rest() { o.pack.cache.clear() }
 
+// TakeMemory takes bytes of Client.Memory for what is made of the objects, or says that
+// they are used up; GiveMemory and Close give them back.
+func (o *Objects) TakeMemory(n int64) error { return o.room.takeMemory(n) }
+
+// GiveMemory gives back what TakeMemory took.
+func (o *Objects) GiveMemory(n int64) { o.room.giveMemory(n) }
+
 // Close removes the file. What was read from it before is good; what is being read is an
 // error.
 func (o *Objects) Close() error {
