@@ -164,7 +164,7 @@ func TestHostileMemory(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("it reads VmHWM of /proc")
 	}
-	if raceEnabled {
+	if underRace {
 		t.Skip("the race detector takes memory of its own")
 	}
 	if testing.Short() {

@@ -2,5 +2,5 @@
 
 package vcs
 
-// underRace: the race detector makes many versions take ten times as long.
+// underRace: the race detector takes memory of its own.
 const underRace = true
