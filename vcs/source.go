@@ -110,37 +110,38 @@ type mod struct {
 }
 
 // open finds the repository of a module path. A module that another proxy has is
-// answered by that.
-func (s *Source) open(ctx context.Context, modulePath string) (*mod, goproxy.Source, error) {
+// answered by that. The context is the one in which the repository may be asked.
+func (s *Source) open(ctx context.Context, modulePath string) (context.Context, *mod, goproxy.Source, error) {
 	repo, err := s.remote.Discover(ctx, modulePath)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
+	ctx = repo.Context(ctx)
 	if repo.VCS == "mod" {
-		return nil, &goproxy.Client{Base: repo.URL, HTTP: s.remote.HTTP(), IdleTimeout: 30 * time.Second}, nil
+		return ctx, nil, &goproxy.Client{Base: repo.URL, HTTP: s.remote.HTTP(), IdleTimeout: 30 * time.Second}, nil
 	}
 	m := &mod{s: s, repo: repo, path: modulePath}
 	var ok bool
 	if m.prefix, m.major, ok = module.SplitPathVersion(modulePath); !ok {
-		return nil, nil, goproxy.Errorf(http.StatusBadRequest, "bad request: %q is not a module path", modulePath)
+		return nil, nil, nil, goproxy.Errorf(http.StatusBadRequest, "bad request: %q is not a module path", modulePath)
 	}
 	if repo.Root == modulePath { // the repository has the whole path, its major version too
 		m.prefix = modulePath
 	} else {
 		if !strings.HasPrefix(m.prefix+"/", repo.Root+"/") {
-			return nil, nil, goproxy.NotFound("%s: the repository of %s cannot have such a module", modulePath, repo.Root)
+			return nil, nil, nil, goproxy.NotFound("%s: the repository of %s cannot have such a module", modulePath, repo.Root)
 		}
 		m.dir = strings.Trim(m.prefix[len(repo.Root):], "/")
 	}
 	m.dir = strings.TrimPrefix(path.Join(m.dir, repo.SubDir), "/")
-	return m, nil, nil
+	return ctx, m, nil, nil
 }
 
 // List implements goproxy.Source: one question to the host; and, for a module
 // without a major version in its path whose repository has tags above v1, a look at
 // the go.mod files of a few of them.
 func (s *Source) List(ctx context.Context, modulePath string) (*goproxy.VersionList, error) {
-	m, proxy, err := s.open(ctx, modulePath)
+	ctx, m, proxy, err := s.open(ctx, modulePath)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +157,7 @@ func (s *Source) List(ctx context.Context, modulePath string) (*goproxy.VersionL
 
 // Resolve implements goproxy.Source.
 func (s *Source) Resolve(ctx context.Context, modulePath, query string) (*goproxy.Info, error) {
-	m, proxy, err := s.open(ctx, modulePath)
+	ctx, m, proxy, err := s.open(ctx, modulePath)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +210,7 @@ func latest(versions []string) string {
 
 // Mod implements goproxy.Source.
 func (s *Source) Mod(ctx context.Context, v module.Version) (*goproxy.Blob, error) {
-	m, proxy, err := s.open(ctx, v.Path)
+	ctx, m, proxy, err := s.open(ctx, v.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +234,7 @@ func (s *Source) Mod(ctx context.Context, v module.Version) (*goproxy.Blob, erro
 // Zip implements goproxy.Source. The zip is made in a temporary file, which is gone
 // when the Blob is closed.
 func (s *Source) Zip(ctx context.Context, v module.Version) (*goproxy.Blob, error) {
-	m, proxy, err := s.open(ctx, v.Path)
+	ctx, m, proxy, err := s.open(ctx, v.Path)
 	if err != nil {
 		return nil, err
 	}

@@ -305,21 +305,33 @@ func TestHostile(t *testing.T) {
 }
 
 func TestStatuses(t *testing.T) {
+	reset := fmt.Sprint(time.Now().Add(20 * time.Minute).Unix())
 	for _, tc := range []struct {
 		status, want int
 		after        time.Duration
+		header       map[string]string
 	}{
-		{404, 404, 0}, {410, 404, 0}, {401, 404, 0}, {403, 404, 0}, {429, 503, 7 * time.Second}, {503, 503, 7 * time.Second}, {500, 502, 0}, {302, 502, 0},
+		{404, 404, 0, nil}, {410, 404, 0, nil}, {401, 404, 0, nil}, {500, 502, 0, nil}, {302, 502, 0, nil},
+		{429, 503, 7 * time.Second, map[string]string{"Retry-After": "7"}}, {503, 503, 7 * time.Second, map[string]string{"Retry-After": "7"}},
+		{429, 503, 10 * time.Second, nil}, {503, 503, time.Hour, map[string]string{"Retry-After": "90000"}},
+		// A 403 is a repository that one may not read, but for hosts that say so of a limit.
+		{403, 404, 0, nil}, {403, 404, 0, map[string]string{"X-RateLimit-Remaining": "12"}},
+		{403, 503, 7 * time.Second, map[string]string{"Retry-After": "7"}},
+		{403, 503, 20 * time.Minute, map[string]string{"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": reset}},
+		{403, 503, 10 * time.Second, map[string]string{"X-RateLimit-Remaining": "0"}},
+		{401, 404, 0, map[string]string{"Retry-After": "7"}},
 	} {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Retry-After", "7")
+			for name, value := range tc.header {
+				w.Header().Set(name, value)
+			}
 			w.WriteHeader(tc.status)
 		}))
 		u, _ := url.Parse(srv.URL + "/repo")
 		_, err := (&Client{HTTP: srv.Client()}).Refs(t.Context(), u)
 		var e *goproxy.Error
-		if !errors.As(err, &e) || e.Status != tc.want || e.RetryAfter != tc.after && tc.after > 0 {
-			t.Errorf("%d: %v (%+v)", tc.status, err, e)
+		if !errors.As(err, &e) || e.Status != tc.want || (e.RetryAfter-tc.after).Abs() > 5*time.Second || tc.after > 0 && e.RetryAfter == 0 {
+			t.Errorf("%d %v: %v (%+v)", tc.status, tc.header, err, e)
 		}
 		srv.Close()
 	}
