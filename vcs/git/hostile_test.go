@@ -179,7 +179,7 @@ func TestHostile(t *testing.T) {
 	ok := text(v2)
 	zeros := make([]byte, 8<<20)
 	limits := Limits{
-		RefBytes: 1 << 20, PackBytes: 2 << 20, Objects: 5000, ObjectBytes: 4 << 20, TotalBytes: 6 << 20, TreeDepth: 20, Idle: 30 * time.Second,
+		RefBytes: 1 << 20, PackBytes: 2 << 20, Objects: 5000, ObjectBytes: 4 << 20, Refs: 4000, DeltaBytes: 2 << 20, TotalBytes: 6 << 20, TreeDepth: 20, Idle: 30 * time.Second,
 	}
 	fetch := func(c *Client, u *url.URL) error {
 		o, err := c.Fetch(t.Context(), u, Want{Hashes: []string{someHash}, Depth: 1})
@@ -217,8 +217,21 @@ func TestHostile(t *testing.T) {
 		want string
 	}{
 		{"endless advertisement", host{endless(v2[:len(v2)-4], pkt("cap\n")), nil}, refs, "too large"},
-		{"endless refs", host{ok, endless("", pkt(someHash+" refs/heads/x\n"))}, refs, "too large"},
-		{"endless old refs", host{endless(pkt(someHash+" refs/heads/x\x00caps\n"), pkt(someHash+" refs/heads/x\n")), nil}, refs, "too large"},
+		{"many capabilities", host{func(w io.Writer) {
+			io.WriteString(w, v2[:len(v2)-4])
+			for i := range 2000 {
+				io.WriteString(w, pkt(fmt.Sprintf("cap%d\n", i)))
+			}
+		}, nil}, refs, "more than 1000 capabilities"},
+		{"many refs", host{ok, func(w io.Writer) {
+			for i := range 5000 {
+				io.WriteString(w, pkt(fmt.Sprintf("%040x refs/tags/%d\n", i, i)))
+			}
+		}}, refs, "more than 4000 refs"},
+		{"a delta of a large object", host{ok, sendPack(pack(2, object{kind: blobType, size: 3 << 20, body: zeros[:3<<20]},
+			object{kind: refDelta, size: 10, base: hashed(blobType, zeros[:3<<20]), body: append(append(varint(3<<20), 1), 1, 'x', 0, 0, 0, 0)[:10]}))}, fetch, "between objects of 3145728 and 1 bytes"},
+		{"endless refs", host{ok, endless("", pkt(someHash+" refs/heads/"+strings.Repeat("x", 1000)+"\n"))}, refs, "too large"},
+		{"endless old refs", host{endless(pkt(someHash+" refs/heads/x\x00caps\n"), pkt(someHash+" refs/heads/"+strings.Repeat("x", 1000)+"\n")), nil}, refs, "too large"},
 		{"not pkt-lines", host{ok, text("<html>hello</html>")}, refs, "not the length of a packet"},
 		{"a lying length", host{ok, text("00ff" + someHash)}, refs, "cut"},
 		{"a length above the largest", host{ok, text("fff5" + someHash)}, refs, "a packet of 65525 bytes"},

@@ -26,8 +26,8 @@ type service struct {
 	// Over SSH all goes through one run of git-upload-pack: its input and output.
 	in  *io.PipeWriter
 	out io.ReadCloser
-	// version 2: what the server can do, by name. Before: the refs, and what the
-	// server can do.
+	// version 2: what the server can do, by name. 1 and 0: the refs, and what the server
+	// can do.
 	version int
 	caps    map[string]string
 	refs    []Ref
@@ -114,6 +114,9 @@ func (s *service) close() {
 	}
 }
 
+// maxCaps is how many things a server says it can; git's has about 30.
+const maxCaps = 1000
+
 func (s *service) readAdvertisement(r *reader) error {
 	text, k, err := r.line()
 	if err != nil {
@@ -138,11 +141,14 @@ func (s *service) readAdvertisement(r *reader) error {
 				return err
 			}
 			name, value, _ := strings.Cut(text, "=")
-			s.caps[name] = value
+			if s.caps[name] = value; len(s.caps) > maxCaps {
+				return fmt.Errorf("more than %d capabilities", maxCaps)
+			}
 		}
 	}
 	// Version 0 or 1: refs, the first with what the server can do behind a NUL.
 	if text == "version 1" {
+		s.version = 1
 		if text, k, err = r.line(); err != nil {
 			return err
 		}
