@@ -28,11 +28,11 @@ import (
 	"github.com/athensctl/athensctl/vcs/remote"
 )
 
-// Options of a Source. The zero value is good. Of each of its bounds one host has half at
-// most, but for MemoryBytes, of which it has two thirds.
+// Options of a Source. The zero value is good. One host has a part of each of its bounds
+// at most: of Heavy all but one, of MemoryBytes two thirds, of the others half.
 type Options struct {
 	TempDir string // takes packs and zips while they are made; "": the system's
-	// Heavy is how many packs are indexed at once. 0: 2.
+	// Heavy is how many packs are indexed at once. 0: 3.
 	Heavy int
 	// Fetches is how many packs are fetched at once; each may wait for a slow host.
 	// 0: 16.
@@ -65,7 +65,7 @@ var _ goproxy.Source = (*Source)(nil)
 // New returns a source that reaches hosts through r.
 func New(r *remote.Remote, o Options) *Source {
 	if o.Heavy <= 0 {
-		o.Heavy = 2
+		o.Heavy = 3
 	}
 	if o.Fetches <= 0 {
 		o.Fetches = 16
@@ -79,7 +79,7 @@ func New(r *remote.Remote, o Options) *Source {
 	s := &Source{o: o, remote: r, packs: git.Half(int64(o.Fetches)), refs: map[string]*refs{}, files: map[string][]byte{}}
 	s.git = &git.Client{
 		HTTP: r.HTTP(), TempDir: o.TempDir, Evict: s.evict,
-		Heavy: git.Half(int64(o.Heavy)), Disk: git.Half(o.DiskBytes), Memory: git.NewBudget(o.MemoryBytes, o.MemoryBytes*2/3),
+		Heavy: git.NewBudget(int64(o.Heavy), int64(max(1, o.Heavy-1))), Disk: git.Half(o.DiskBytes), Memory: git.NewBudget(o.MemoryBytes, o.MemoryBytes*2/3),
 		// Two hosts may each have one of the largest.
 		Deltas: git.Half(2 * git.MadeBytes(git.DefaultLimits)),
 	}
