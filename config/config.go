@@ -82,7 +82,7 @@ type Config struct {
 	SumDB         string `key:"sumdb" default:"sum.golang.org" help:"Checksum database, in GOSUMDB syntax: a name, name+key, or either and a URL; off."`
 	VCSInsteadOf  List   `key:"vcs-instead-of" help:"FROM=TO, as git's insteadOf: a repository URL that begins with FROM begins with TO instead. TO is a URL of https, http or ssh, or user@host:path; its host may have a private address."`
 	VCSAllowHost  List   `key:"vcs-allow-host" help:"Patterns of hosts that may have addresses that are not on the internet (private, loopback, link-local): git hosts, and those that upstream, the checksum database, a feed or a catalog redirects to."`
-	VCSInsecure   string `key:"vcs-insecure" help:"Module path patterns, as in GOINSECURE, that may be fetched over http."`
+	VCSInsecure   string `key:"vcs-insecure" help:"Module path patterns, as in GOINSECURE, whose go-get pages and git repositories may be asked over http where https is not there. Credentials are not sent over it."`
 	VCSTokens     List   `key:"vcs-tokens" secret:"true" help:"HOST=SECRET or HOST/PATH=USER:SECRET: credentials for git hosts; the longest match wins, before netrc."`
 	VCSNetrc      string `key:"vcs-netrc" help:"Netrc file with credentials for git hosts; empty: $NETRC or ~/.netrc where there is one; off."`
 	VCSSSHKey     List   `key:"vcs-ssh-key" help:"Private keys for git over SSH: FILE, HOST=FILE or HOST/PATH=FILE; those of the longest match are offered, in their order. Empty: no git over SSH."`

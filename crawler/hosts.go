@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -179,13 +180,16 @@ func (h *Hosts) Wrap(next http.RoundTripper) http.RoundTripper {
 		release := sync.OnceFunc(func() { leave(); done() })
 		ctx, cancel := context.WithCancelCause(req.Context())
 		resp, err := next.RoundTrip(req.WithContext(ctx))
-		t.count(t.ended(req.Context(), resp, err, time.Now()))
+		outcome, cause := t.ended(req.Context(), resp, err, time.Now())
+		t.count(outcome, cause)
 		if err != nil {
 			cancel(nil)
 			release()
 			return nil, err
 		}
-		resp.Body = newHeldBody(resp.Body, t, ctx, cancel, release)
+		body := newHeldBody(resp.Body, t, ctx, cancel, release)
+		body.ok = outcome == "ok"
+		resp.Body = body
 		return resp, nil
 	})
 }
@@ -209,6 +213,8 @@ type heldBody struct {
 	timer   *time.Timer
 	spent   time.Duration // waiting for it
 	bytes   int64
+	ok      bool // the answer is neither a failure nor a refusal
+	noted   bool // how it ended
 }
 
 func newHeldBody(r io.ReadCloser, t *host, ctx context.Context, cancel context.CancelCauseFunc, release func()) *heldBody {
@@ -231,19 +237,39 @@ func (b *heldBody) Read(p []byte) (int, error) {
 	b.bytes += int64(n)
 	b.host.received.Add(float64(n))
 	if err != nil && err != io.EOF && context.Cause(b.ctx) == errSlow {
-		b.host.count("failed", "slow")
 		err = goproxy.Errorf(http.StatusBadGateway, "%s: %w: %d bytes in %v", b.host.name, errSlow, b.bytes, b.spent.Round(time.Second))
-		b.host.mu.Lock()
-		defer b.host.mu.Unlock()
-		b.host.failed(time.Now(), err.Error())
-	} else if err != nil && err != io.EOF && b.ctx.Err() == nil {
-		b.host.count("failed", "cut")
+	}
+	if err != nil {
+		b.ended(err)
 	}
 	return n, err
 }
 
+// ended notes the first end of the body: who closes it before has what they wanted.
+func (b *heldBody) ended(err error) {
+	switch {
+	case b.noted:
+	case errors.Is(err, errSlow):
+		b.host.count("failed", "slow")
+		b.host.bodyEnded(err)
+	case b.ok && err != nil && err != io.EOF && !left(b.ctx):
+		cause := "cut"
+		if b.ctx.Err() != nil {
+			cause = "timeout"
+		}
+		b.host.count("failed", cause)
+		b.host.bodyEnded(err)
+	case b.ok && (err == nil || err == io.EOF):
+		b.host.bodyEnded(nil)
+	}
+	b.noted = true
+}
+
 func (b *heldBody) Close() error {
 	b.timer.Stop()
+	if b.ctx.Err() == nil {
+		b.ended(nil)
+	}
 	b.release()
 	err := b.ReadCloser.Close()
 	b.cancel(nil)
@@ -327,7 +353,7 @@ func (t *host) ended(ctx context.Context, resp *http.Response, err error, now ti
 	defer t.mu.Unlock()
 	t.probing = false
 	if err != nil {
-		if !errors.Is(ctx.Err(), context.Canceled) { // which is who asked that left; a time that is over is the host's
+		if !left(ctx) {
 			t.failed(now, err.Error())
 		}
 		return "failed", causeOf(err)
@@ -351,8 +377,24 @@ func (t *host) ended(ctx context.Context, resp *http.Response, err error, now ti
 		t.failures = 0
 		return "refused", cause
 	}
-	t.failures = 0
-	return "ok", ""
+	return "ok", "" // the host has not failed when its body has ended: heldBody
+}
+
+// left reports whether who asked has left; a time that is over is the host's, and a git
+// request's that is cancelled for it says so (vcs/git).
+func left(ctx context.Context) bool {
+	return errors.Is(ctx.Err(), context.Canceled) && !errors.Is(context.Cause(ctx), os.ErrDeadlineExceeded)
+}
+
+// bodyEnded notes how a body ended: with an error or without.
+func (t *host) bodyEnded(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil {
+		t.failed(time.Now(), err.Error())
+	} else {
+		t.failures = 0
+	}
 }
 
 func (t *host) failed(now time.Time, why string) {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -351,4 +352,64 @@ func counted(t *testing.T, c prometheus.Collector) string {
 	}
 	slices.Sort(all)
 	return strings.Join(all, ", ")
+}
+
+// A host that answers git with nothing, or with a body that never ends, has failed: the
+// request is cancelled for its time, and not because who asked has left. A good beginning
+// is no success.
+func TestCircuitOfHangingBodies(t *testing.T) {
+	for name, headers := range map[string]bool{"no answer": false, "no body": true} {
+		synctest.Test(t, func(t *testing.T) {
+			h := NewHosts(HostOptions{Connections: 4, Failures: 3, Timeout: time.Hour})
+			sent := 0
+			works := false
+			client := &http.Client{Transport: h.Wrap(answering(func(req *http.Request) (func([]byte) (int, error), error) {
+				sent++
+				hang := func([]byte) (int, error) {
+					if works {
+						return 0, io.EOF
+					}
+					<-req.Context().Done()
+					return 0, req.Context().Err()
+				}
+				if !headers {
+					if _, err := hang(nil); err != io.EOF {
+						return nil, err
+					}
+				}
+				return hang, nil
+			}))}
+			ask := func(cause error) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				timer := time.AfterFunc(30*time.Second, func() { cancel(cause) })
+				defer timer.Stop()
+				req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "https://git.example/", nil)
+				if resp, err := client.Do(req); err == nil {
+					io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+				}
+			}
+			for range 5 {
+				ask(context.Canceled) // who asked leaves, which says nothing of the host
+			}
+			if sent != 5 {
+				t.Fatalf("%s: %d of 5 requests were sent", name, sent)
+			}
+			for range 5 {
+				ask(fmt.Errorf("no byte for 30s: %w", os.ErrDeadlineExceeded))
+			}
+			if sent != 8 {
+				t.Errorf("%s: %d of 5 requests were sent to a host that hangs, want 3", name, sent-5)
+			}
+			time.Sleep(2 * time.Second)
+			works = true
+			for range 4 {
+				ask(nil)
+			}
+			if sent != 12 {
+				t.Errorf("%s: %d of 4 requests were sent to a host that is back", name, sent-8)
+			}
+		})
+	}
 }

@@ -188,13 +188,20 @@ func oracleCase(t *testing.T, file string) {
 	}
 	t.Run("http", func(t *testing.T) {
 		base := testgit.New(t, root).URL + "/"
-		compare(t, base, "false", newSource(t, page, base, nil))
+		sources := []*Source{newSource(t, page, base, nil)}
+		for _, protocol := range []string{"0", "version=1"} {
+			old := testgit.New(t, root)
+			old.Protocol = protocol
+			sources = append(sources, newSource(t, page, old.URL+"/", nil))
+		}
+		compare(t, base, "false", sources...)
 	})
 	t.Run("ssh", func(t *testing.T) {
 		host, old := testgit.NewSSH(t, root), testgit.NewSSH(t, root, func(s *testgit.SSH) { s.Version0 = true })
+		one := testgit.NewSSH(t, root, func(s *testgit.SSH) { s.Version1 = true })
 		base := "ssh://git@" + host.Addr + "/"
-		served := compare(t, base, host.GitSSH(), newSource(t, page, base, host), newSource(t, page, "ssh://git@"+old.Addr+"/", old))
-		if served > 0 && (len(host.Commands()) == 0 || len(old.Commands()) == 0) {
+		served := compare(t, base, host.GitSSH(), newSource(t, page, base, host), newSource(t, page, "ssh://git@"+old.Addr+"/", old), newSource(t, page, "ssh://git@"+one.Addr+"/", one))
+		if served > 0 && (len(host.Commands()) == 0 || len(old.Commands()) == 0 || len(one.Commands()) == 0) {
 			t.Error("nothing was asked over SSH")
 		}
 	})

@@ -29,6 +29,7 @@ type refs struct {
 	tags    map[string]string // by the name behind refs/tags/
 	objects map[string]string // commit of a tag → the tag object, which is what must be asked for in old protocols
 	listed  time.Time
+	bytes   int64 // of memory, about
 }
 
 // How long refs and trees are remembered: the modules of one repository, and the
@@ -40,7 +41,7 @@ const (
 	refsNow  = time.Second
 	refsGone = 50 * time.Millisecond // a tag is not there: has it come just now?
 	treesFor = time.Minute
-	maxRefs  = 100
+	maxRefs  = 32 << 20 // bytes of memory; those of one repository may be more
 	maxTrees = 64
 	maxPacks = 1 << 30 // bytes of the trees' packs, on disk
 	maxFiles = 200
@@ -65,6 +66,7 @@ func (s *Source) refsOf(ctx context.Context, repo *remote.Repo, maxAge time.Dura
 		}
 		rs := &refs{all: map[string]string{}, tags: map[string]string{}, objects: map[string]string{}, listed: now}
 		for _, r := range list {
+			rs.bytes += int64(len(r.Name)+len(r.Hash)+len(r.Peeled)) + git.RefBytes
 			rs.all[r.Name] = r.Commit()
 			if tag, ok := strings.CutPrefix(r.Name, "refs/tags/"); ok {
 				rs.tags[tag] = r.Commit()
@@ -75,16 +77,37 @@ func (s *Source) refsOf(ctx context.Context, repo *remote.Repo, maxAge time.Dura
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if len(s.refs) >= maxRefs {
-			clear(s.refs)
-		}
 		s.refs[key] = rs
+		s.forgetRefs(now)
 		return rs, nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	return v.(*refs), nil
+}
+
+// forgetRefs drops the refs that nobody may be answered with any more, and the oldest ones
+// while all together are too much.
+func (s *Source) forgetRefs(now time.Time) {
+	total := int64(0)
+	maps.DeleteFunc(s.refs, func(_ string, rs *refs) bool {
+		old := now.Sub(rs.listed) >= refsFor
+		if !old {
+			total += rs.bytes
+		}
+		return old
+	})
+	for total > maxRefs && len(s.refs) > 1 {
+		oldest := ""
+		for key, rs := range s.refs {
+			if oldest == "" || rs.listed.Before(s.refs[oldest].listed) {
+				oldest = key
+			}
+		}
+		total -= s.refs[oldest].bytes
+		delete(s.refs, oldest)
+	}
 }
 
 // once runs f once for all who want key at the same time. It goes on when one of
@@ -190,11 +213,28 @@ func (s *Source) known(key string, full bool) *tree {
 	return nil
 }
 
+// evict closes the oldest tree that nobody uses; false: there is none.
+func (s *Source) evict() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, t := range s.trees {
+		t.mu.Lock()
+		idle := t.users == 0
+		t.mu.Unlock()
+		if idle {
+			s.trees = slices.Delete(s.trees, i, i+1)
+			t.drop()
+			return true
+		}
+	}
+	return false
+}
+
 func (s *Source) fetchTree(ctx context.Context, repo *remote.Repo, commit, key string, full bool) error {
-	if err := s.packs.Acquire(ctx, 1); err != nil {
+	if err := s.packs.Acquire(ctx, repo.URL.Host, 1); err != nil {
 		return err
 	}
-	defer s.packs.Release(1)
+	defer s.packs.Release(repo.URL.Host, 1)
 	w := git.Want{Hashes: []string{commit}, Depth: 1}
 	if !full {
 		w.Filter = "blob:none"
@@ -272,7 +312,7 @@ func (s *Source) fetchFile(ctx context.Context, repo *remote.Repo, hash string, 
 	if ok {
 		return b, nil
 	}
-	o, err := s.git.Fetch(ctx, repo.URL, git.Want{Hashes: []string{hash}})
+	o, err := s.git.Fetch(ctx, repo.URL, git.Want{Hashes: []string{hash}, Alone: true})
 	if err != nil {
 		return nil, err
 	}
@@ -291,10 +331,10 @@ func (s *Source) fetchFile(ctx context.Context, repo *remote.Repo, hash string, 
 // history fetches the commits from which the given ones descend, without their
 // content where the host can.
 func (s *Source) history(ctx context.Context, repo *remote.Repo, of ...string) (*git.Objects, error) {
-	if err := s.packs.Acquire(ctx, 1); err != nil {
+	if err := s.packs.Acquire(ctx, repo.URL.Host, 1); err != nil {
 		return nil, err
 	}
-	defer s.packs.Release(1)
+	defer s.packs.Release(repo.URL.Host, 1)
 	return s.fetch(ctx, repo, git.Want{Hashes: of, Filter: "tree:0"})
 }
 
@@ -417,9 +457,12 @@ func (m *mod) statHash(ctx context.Context, rs *refs, r *revision, rev string) e
 		return err
 	}
 	defer o.Close()
-	commits, err := o.Ancestors(slices.Collect(maps.Values(rs.all))...)
+	commits, err := o.Ancestors(ctx, slices.Collect(maps.Values(rs.all))...)
 	if err == nil {
-		r.hash, err = git.Match(commits, rev)
+		r.hash, err = commits.Match(rev)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
 	if err != nil {
 		return goproxy.Errorf(http.StatusBadGateway, "%s@%s: %w", m.path, rev, err)
@@ -453,7 +496,7 @@ func (m *mod) recentTag(ctx context.Context, r *revision, allowed func(tag strin
 	best := ""
 	for _, tag := range candidates {
 		v := strings.TrimPrefix(tag, m.tagPrefix())
-		if before[rs.tags[tag]] && (best == "" || semver.Compare(v, strings.TrimPrefix(best, m.tagPrefix())) > 0) {
+		if before.Has(rs.tags[tag]) && (best == "" || semver.Compare(v, strings.TrimPrefix(best, m.tagPrefix())) > 0) {
 			best = tag
 		}
 	}
@@ -461,13 +504,13 @@ func (m *mod) recentTag(ctx context.Context, r *revision, allowed func(tag strin
 }
 
 // ancestors are the commits from which one descends, itself included.
-func (m *mod) ancestors(ctx context.Context, hash string) (map[string]bool, error) {
+func (m *mod) ancestors(ctx context.Context, hash string) (*git.Commits, error) {
 	o, err := m.s.history(ctx, m.repo, hash)
 	if err != nil {
 		return nil, err
 	}
 	defer o.Close()
-	return o.Ancestors(hash)
+	return o.Ancestors(ctx, hash)
 }
 
 // tagSum is the go command's hash of the tags with a prefix, by which it knows that

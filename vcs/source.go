@@ -21,7 +21,6 @@ import (
 
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/semver"
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/athensctl/athensctl/goproxy"
@@ -29,15 +28,22 @@ import (
 	"github.com/athensctl/athensctl/vcs/remote"
 )
 
-// Options of a Source. The zero value is good.
+// Options of a Source. The zero value is good. One host has a part of each of its bounds
+// at most: of Heavy all but one, of MemoryBytes two thirds, of the others half.
 type Options struct {
 	TempDir string // takes packs and zips while they are made; "": the system's
-	// Heavy is how many packs are indexed at once; each takes some tens of MB of memory.
-	// 0: 2.
+	// Heavy is how many packs are indexed at once. 0: 3.
 	Heavy int
-	// Fetches is how many packs are fetched at once; each may take 2 GiB of disk, and
-	// wait for a slow host. 0: 16.
+	// Fetches is how many packs are fetched at once; each may wait for a slow host.
+	// 0: 16.
 	Fetches int
+	// DiskBytes is how much the packs may take of TempDir; past it an answer is a 503.
+	// 0: 4 GiB.
+	DiskBytes int64
+	// MemoryBytes is how much memory what is read of packs and refs may take; past it an
+	// answer is a 503. Objects that are made of deltas take up to 144 MiB more.
+	// 0: 192 MiB.
+	MemoryBytes int64
 }
 
 // Source is a goproxy.Source over git hosts. It is safe for concurrent use.
@@ -45,7 +51,7 @@ type Source struct {
 	o      Options
 	remote *remote.Remote
 	git    *git.Client
-	packs  *semaphore.Weighted // being fetched
+	packs  *git.Budget // being fetched
 
 	flights singleflight.Group
 	mu      sync.Mutex
@@ -59,15 +65,25 @@ var _ goproxy.Source = (*Source)(nil)
 // New returns a source that reaches hosts through r.
 func New(r *remote.Remote, o Options) *Source {
 	if o.Heavy <= 0 {
-		o.Heavy = 2
+		o.Heavy = 3
 	}
 	if o.Fetches <= 0 {
 		o.Fetches = 16
 	}
-	return &Source{
-		o: o, remote: r, git: &git.Client{HTTP: r.HTTP(), TempDir: o.TempDir, Heavy: semaphore.NewWeighted(int64(o.Heavy))},
-		packs: semaphore.NewWeighted(int64(o.Fetches)), refs: map[string]*refs{}, files: map[string][]byte{},
+	if o.DiskBytes <= 0 {
+		o.DiskBytes = 4 << 30
 	}
+	if o.MemoryBytes <= 0 {
+		o.MemoryBytes = 192 << 20
+	}
+	s := &Source{o: o, remote: r, packs: git.Half(int64(o.Fetches)), refs: map[string]*refs{}, files: map[string][]byte{}}
+	s.git = &git.Client{
+		HTTP: r.HTTP(), TempDir: o.TempDir, Evict: s.evict,
+		Heavy: git.NewBudget(int64(o.Heavy), int64(max(1, o.Heavy-1))), Disk: git.Half(o.DiskBytes), Memory: git.NewBudget(o.MemoryBytes, o.MemoryBytes*2/3),
+		// Two hosts may each have one of the largest.
+		Deltas: git.Half(2 * git.MadeBytes(git.DefaultLimits)),
+	}
+	return s
 }
 
 // Close drops what is remembered.
@@ -94,37 +110,38 @@ type mod struct {
 }
 
 // open finds the repository of a module path. A module that another proxy has is
-// answered by that.
-func (s *Source) open(ctx context.Context, modulePath string) (*mod, goproxy.Source, error) {
+// answered by that. The context is the one in which the repository may be asked.
+func (s *Source) open(ctx context.Context, modulePath string) (context.Context, *mod, goproxy.Source, error) {
 	repo, err := s.remote.Discover(ctx, modulePath)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
+	ctx = repo.Context(ctx)
 	if repo.VCS == "mod" {
-		return nil, &goproxy.Client{Base: repo.URL, HTTP: s.remote.HTTP(), IdleTimeout: 30 * time.Second}, nil
+		return ctx, nil, &goproxy.Client{Base: repo.URL, HTTP: s.remote.HTTP(), IdleTimeout: 30 * time.Second}, nil
 	}
 	m := &mod{s: s, repo: repo, path: modulePath}
 	var ok bool
 	if m.prefix, m.major, ok = module.SplitPathVersion(modulePath); !ok {
-		return nil, nil, goproxy.Errorf(http.StatusBadRequest, "bad request: %q is not a module path", modulePath)
+		return nil, nil, nil, goproxy.Errorf(http.StatusBadRequest, "bad request: %q is not a module path", modulePath)
 	}
 	if repo.Root == modulePath { // the repository has the whole path, its major version too
 		m.prefix = modulePath
 	} else {
 		if !strings.HasPrefix(m.prefix+"/", repo.Root+"/") {
-			return nil, nil, goproxy.NotFound("%s: the repository of %s cannot have such a module", modulePath, repo.Root)
+			return nil, nil, nil, goproxy.NotFound("%s: the repository of %s cannot have such a module", modulePath, repo.Root)
 		}
 		m.dir = strings.Trim(m.prefix[len(repo.Root):], "/")
 	}
 	m.dir = strings.TrimPrefix(path.Join(m.dir, repo.SubDir), "/")
-	return m, nil, nil
+	return ctx, m, nil, nil
 }
 
 // List implements goproxy.Source: one question to the host; and, for a module
 // without a major version in its path whose repository has tags above v1, a look at
 // the go.mod files of a few of them.
 func (s *Source) List(ctx context.Context, modulePath string) (*goproxy.VersionList, error) {
-	m, proxy, err := s.open(ctx, modulePath)
+	ctx, m, proxy, err := s.open(ctx, modulePath)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +157,7 @@ func (s *Source) List(ctx context.Context, modulePath string) (*goproxy.VersionL
 
 // Resolve implements goproxy.Source.
 func (s *Source) Resolve(ctx context.Context, modulePath, query string) (*goproxy.Info, error) {
-	m, proxy, err := s.open(ctx, modulePath)
+	ctx, m, proxy, err := s.open(ctx, modulePath)
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +210,7 @@ func latest(versions []string) string {
 
 // Mod implements goproxy.Source.
 func (s *Source) Mod(ctx context.Context, v module.Version) (*goproxy.Blob, error) {
-	m, proxy, err := s.open(ctx, v.Path)
+	ctx, m, proxy, err := s.open(ctx, v.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +234,7 @@ func (s *Source) Mod(ctx context.Context, v module.Version) (*goproxy.Blob, erro
 // Zip implements goproxy.Source. The zip is made in a temporary file, which is gone
 // when the Blob is closed.
 func (s *Source) Zip(ctx context.Context, v module.Version) (*goproxy.Blob, error) {
-	m, proxy, err := s.open(ctx, v.Path)
+	ctx, m, proxy, err := s.open(ctx, v.Path)
 	if err != nil {
 		return nil, err
 	}

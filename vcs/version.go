@@ -266,7 +266,7 @@ func (m *mod) checkPseudo(ctx context.Context, r *revision, version string) erro
 		return err
 	}
 	for _, tag := range tags {
-		if before[rs.tags[tag]] {
+		if before.Has(rs.tags[tag]) {
 			return nil
 		}
 	}

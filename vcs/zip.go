@@ -21,6 +21,13 @@ import (
 // maxLicenseBytes is the largest LICENSE that is taken from a repository's root.
 const maxLicenseBytes = 16 << 20
 
+// What a zip's list of files takes of memory while it is made, about (TestHostileMemory),
+// and how much of it is accepted: 170,000 files with names of 50 bytes.
+const (
+	fileBytes     = 600 // and three times its name
+	maxZipEntries = 120 << 20
+)
+
 // writeZip writes the zip of a version to f. What belongs in it golang.org/x/mod/zip
 // decides: not what nested modules, vendor folders and links have.
 func (m *mod) writeZip(ctx context.Context, r *revision, version string, f *os.File) error {
@@ -39,6 +46,7 @@ func (m *mod) writeZip(ctx context.Context, r *revision, version string, f *os.F
 	}
 	var files []modzip.File
 	hasLicense := false
+	list := 0 // bytes
 	top, err := t.objects.Find(t.commit.Tree, dir)
 	if err == nil && !top.IsTree() {
 		err = m.notFound(version, "%s is not a folder", dir)
@@ -46,6 +54,7 @@ func (m *mod) writeZip(ctx context.Context, r *revision, version string, f *os.F
 	if err != nil {
 		return err
 	}
+	defer func() { t.objects.GiveMemory(int64(list)) }()
 	err = t.objects.Walk(top.Hash, func(name string, e git.Entry) error {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -53,6 +62,14 @@ func (m *mod) writeZip(ctx context.Context, r *revision, version string, f *os.F
 		if !e.IsFile() && !e.IsLink() { // a submodule
 			return nil
 		}
+		cost := fileBytes + 3*len(name)
+		if list+cost > maxZipEntries {
+			return goproxy.Errorf(http.StatusForbidden, "%s@%s: no module zip can be made of it: more than %d files, or names that are too long", m.path, version, len(files))
+		}
+		if err := t.objects.TakeMemory(int64(cost)); err != nil {
+			return err
+		}
+		list += cost
 		zf := &zipFile{objects: t.objects, name: name, entry: e}
 		if e.IsFile() {
 			var err error

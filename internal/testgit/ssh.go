@@ -29,6 +29,8 @@ type SSH struct {
 	// Version0: it refuses GIT_PROTOCOL, as servers do that nobody has told of it, and
 	// gives only what its refs name.
 	Version0 bool
+	// Version1: it speaks that, whatever it is told.
+	Version1 bool
 	// Answer takes the place of git: what the command writes, and its status.
 	Answer func(command string, in io.Reader, out, stderr io.Writer) uint32
 
@@ -42,7 +44,6 @@ type SSH struct {
 // test is skipped, or fails where ATHENSCTL_TEST_REQUIRE is set.
 func NewSSH(t testing.TB, root string, options ...func(*SSH)) *SSH {
 	t.Helper()
-	Needs(t, "git")
 	Needs(t, "git")
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -226,6 +227,9 @@ func (s *SSH) uploadPack(command, protocol string, c ssh.Channel) uint32 {
 	args := []string{"upload-pack", filepath.Join(s.root, path)}
 	if s.Version0 {
 		args = append([]string{"-c", "uploadpack.allowFilter=false"}, args...)
+	}
+	if s.Version1 {
+		protocol = "version=1"
 	}
 	cmd := exec.Command("git", args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.root, "GIT_CONFIG_NOSYSTEM=1", "GIT_PROTOCOL=" + protocol}

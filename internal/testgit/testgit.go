@@ -21,6 +21,10 @@ import (
 // Server is a host of repositories. A repository of the folder root is at URL/name.
 type Server struct {
 	URL string
+	// Protocol is what git is told of the client's version of the protocol: "" for what the
+	// client says, "version=1" for that, "0" for nothing, so that it speaks version 0. It is
+	// set before the first request.
+	Protocol string
 
 	mu    sync.Mutex
 	asked map[string]int
@@ -49,11 +53,20 @@ func Serve(root string) (s *Server, stop func(), err error) {
 	s = &Server{asked: map[string]int{}, wants: map[string]int{}}
 	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.count(r)
+		protocol := r.Header.Get("Git-Protocol")
+		switch s.Protocol {
+		case "":
+		case "0":
+			protocol = ""
+		default:
+			protocol = s.Protocol
+		}
+		// CGI makes HTTP_GIT_PROTOCOL of it, which git does not read.
 		(&cgi.Handler{
 			Path: filepath.Join(strings.TrimSpace(string(out)), "git-http-backend"),
 			Env: []string{
 				"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_NOSYSTEM=1", "HOME=" + root,
-				"GIT_PROTOCOL=" + r.Header.Get("Git-Protocol"),
+				"GIT_PROTOCOL=" + protocol,
 			},
 			InheritEnv: []string{"PATH"},
 			Stderr:     io.Discard,

@@ -18,6 +18,9 @@ type Want struct {
 	// Filter leaves objects out, where the server can ("blob:none": no file
 	// contents; "tree:0": commits and tags alone). A server that can't sends them.
 	Filter string
+	// Alone says that the hashes are of objects without history behind them; so are
+	// commits with a Depth of 1.
+	Alone bool
 }
 
 // ErrNotSent: a server of version 0 or 1 gives only what its refs name.
@@ -31,6 +34,9 @@ func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error
 	}
 	defer s.close()
 	limits := c.Limits.orDefault()
+	if w.Alone || w.Depth == 1 {
+		limits = limits.alone()
+	}
 	var body io.ReadCloser
 	if s.version == 2 {
 		body, err = s.post(ctx, s.fetchRequest(w))
@@ -43,6 +49,8 @@ func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error
 	if err != nil {
 		return nil, err
 	}
+	s.room.close() // the refs have been looked at
+	s.refs = nil
 	defer body.Close()
 	f, err := os.CreateTemp(c.TempDir, "pack-")
 	if err != nil {
@@ -50,15 +58,18 @@ func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error
 	}
 	f.Chmod(0o600)
 	r := newReader(body, limits.PackBytes, limits)
+	pack := c.room(u)
 	err = s.skipToPack(r, w)
 	if err == nil {
-		_, err = io.Copy(f, &band{r: r})
+		_, err = io.Copy(&spool{f: f, room: pack}, &band{r: r})
 	}
+	body.Close() // the host is not waited for any more, and others may have its place
 	var o *Objects
 	if err == nil {
-		o, err = c.index(ctx, f, limits)
+		o, err = c.index(ctx, f, limits, pack)
 	}
 	if err != nil {
+		pack.close()
 		f.Close()
 		os.Remove(f.Name())
 		if ctx.Err() != nil {
@@ -69,14 +80,35 @@ func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error
 	return o, nil
 }
 
-func (c *Client) index(ctx context.Context, f *os.File, limits Limits) (*Objects, error) {
-	if c.Heavy != nil {
-		if err := c.Heavy.Acquire(ctx, 1); err != nil {
-			return nil, err
+// room is that of an answer of a repository.
+func (c *Client) room(u *url.URL) *room { return &room{c: c, host: u.Host} }
+
+// spool is a file that takes its bytes from the client's.
+type spool struct {
+	f    *os.File
+	room *room
+	left int64
+}
+
+func (s *spool) Write(b []byte) (int, error) {
+	if n := int64(len(b)); n > s.left {
+		more := max(n, 1<<20)
+		if err := s.room.takeDisk(more); err != nil {
+			return 0, err
 		}
-		defer c.Heavy.Release(1)
+		s.left += more
 	}
-	return index(f, limits)
+	n, err := s.f.Write(b)
+	s.left -= int64(n)
+	return n, err
+}
+
+func (c *Client) index(ctx context.Context, f *os.File, limits Limits, room *room) (*Objects, error) {
+	if err := c.Heavy.Acquire(ctx, room.host, 1); err != nil {
+		return nil, err
+	}
+	defer c.Heavy.Release(room.host, 1)
+	return index(ctx, f, limits, room)
 }
 
 func (s *service) fetchRequest(w Want) []byte {

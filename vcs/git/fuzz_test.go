@@ -149,7 +149,7 @@ func FuzzPackObjects(f *testing.F) {
 		}
 		defer file.Close()
 		file.Write(pack(uint32(len(objects)), objects...))
-		p, err := readPackHolding(file, Limits{ObjectBytes: 1 << 20, TotalBytes: 4 << 20, Objects: 1000}.orDefault(), 64)
+		p, err := readPackHolding(t.Context(), file, Limits{ObjectBytes: 1 << 20, TotalBytes: 4 << 20, Objects: 1000}.orDefault(), nil, 64)
 		if err != nil {
 			return
 		}

@@ -15,34 +15,48 @@ import (
 	"net/url"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/athensctl/athensctl/goproxy"
 )
 
 // Limits bound what a server may send. A zero field is DefaultLimits' one.
 type Limits struct {
 	RefBytes    int64         // of an answer with refs
+	Refs        int           // in it
 	PackBytes   int64         // of a pack, as it is sent
 	Objects     int           // in a pack
 	ObjectBytes int64         // of one object, inflated
-	TotalBytes  int64         // of all objects, inflated
+	DeltaBytes  int64         // of a delta, of what it is made for and of what it makes, which are held in memory
+	TotalBytes  int64         // of all objects and deltas, inflated
 	TreeDepth   int           // of folders in folders
 	Idle        time.Duration // between two bytes of an answer
 	Slow        time.Duration // an answer that takes longer must bring 1 KiB a second
 }
 
 // DefaultLimits leave room for any repository whose modules fit in a module zip
-// (500 MiB), and for the history of a very large one.
+// (500 MiB), and for the commits of a very large one: Linux has 1.4 million of them.
 var DefaultLimits = Limits{
-	RefBytes: 64 << 20, PackBytes: 2 << 30, Objects: 20_000_000, ObjectBytes: 500 << 20, TotalBytes: 16 << 30,
+	RefBytes: 32 << 20, Refs: 200_000, PackBytes: 2 << 30, Objects: 2_000_000, ObjectBytes: 500 << 20, DeltaBytes: 24 << 20, TotalBytes: 16 << 30,
 	TreeDepth: 256, Idle: 30 * time.Second, Slow: 2 * time.Minute,
+}
+
+// alone are the limits for objects without history: one commit with its files.
+func (l Limits) alone() Limits {
+	l.PackBytes = min(l.PackBytes, 1<<30)
+	l.Objects = min(l.Objects, 1_000_000)
+	l.TotalBytes = min(l.TotalBytes, 4<<30)
+	return l
 }
 
 func (l Limits) orDefault() Limits {
 	d := DefaultLimits
 	if l.RefBytes > 0 {
 		d.RefBytes = l.RefBytes
+	}
+	if l.Refs > 0 {
+		d.Refs = l.Refs
+	}
+	if l.DeltaBytes > 0 {
+		d.DeltaBytes = l.DeltaBytes
 	}
 	if l.PackBytes > 0 {
 		d.PackBytes = l.PackBytes
@@ -76,11 +90,13 @@ type Client struct {
 	HTTP    *http.Client
 	TempDir string // packs are spooled here; "": the system's
 	Limits  Limits
-	// Heavy bounds the packs that are indexed at once; nil: no bound.
-	Heavy *semaphore.Weighted
-
-	// version0 speaks the protocol of servers that do not know version 2; for tests.
-	version0 bool
+	// Heavy bounds the packs that are indexed at once, Memory the bytes of their indexes and
+	// of refs that are read, Deltas those of objects that are made of deltas, Disk those of
+	// packs; nil: no bound. Past Memory and Disk an answer is a 503.
+	Heavy, Memory, Deltas, Disk *Budget
+	// Evict closes something that was fetched and that nobody needs just now; false: there
+	// is nothing. It may be nil.
+	Evict func() bool
 }
 
 // Ref is one name in a repository.

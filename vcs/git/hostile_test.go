@@ -179,7 +179,7 @@ func TestHostile(t *testing.T) {
 	ok := text(v2)
 	zeros := make([]byte, 8<<20)
 	limits := Limits{
-		RefBytes: 1 << 20, PackBytes: 2 << 20, Objects: 5000, ObjectBytes: 4 << 20, TotalBytes: 6 << 20, TreeDepth: 20, Idle: 30 * time.Second,
+		RefBytes: 1 << 20, PackBytes: 2 << 20, Objects: 5000, ObjectBytes: 4 << 20, Refs: 4000, DeltaBytes: 2 << 20, TotalBytes: 6 << 20, TreeDepth: 20, Idle: 30 * time.Second,
 	}
 	fetch := func(c *Client, u *url.URL) error {
 		o, err := c.Fetch(t.Context(), u, Want{Hashes: []string{someHash}, Depth: 1})
@@ -217,8 +217,21 @@ func TestHostile(t *testing.T) {
 		want string
 	}{
 		{"endless advertisement", host{endless(v2[:len(v2)-4], pkt("cap\n")), nil}, refs, "too large"},
-		{"endless refs", host{ok, endless("", pkt(someHash+" refs/heads/x\n"))}, refs, "too large"},
-		{"endless old refs", host{endless(pkt(someHash+" refs/heads/x\x00caps\n"), pkt(someHash+" refs/heads/x\n")), nil}, refs, "too large"},
+		{"many capabilities", host{func(w io.Writer) {
+			io.WriteString(w, v2[:len(v2)-4])
+			for i := range 2000 {
+				io.WriteString(w, pkt(fmt.Sprintf("cap%d\n", i)))
+			}
+		}, nil}, refs, "more than 1000 capabilities"},
+		{"many refs", host{ok, func(w io.Writer) {
+			for i := range 5000 {
+				io.WriteString(w, pkt(fmt.Sprintf("%040x refs/tags/%d\n", i, i)))
+			}
+		}}, refs, "more than 4000 refs"},
+		{"a delta of a large object", host{ok, sendPack(pack(2, object{kind: blobType, size: 3 << 20, body: zeros[:3<<20]},
+			object{kind: refDelta, size: 10, base: hashed(blobType, zeros[:3<<20]), body: append(append(varint(3<<20), 1), 1, 'x', 0, 0, 0, 0)[:10]}))}, fetch, "between objects of 3145728 and 1 bytes"},
+		{"endless refs", host{ok, endless("", pkt(someHash+" refs/heads/"+strings.Repeat("x", 1000)+"\n"))}, refs, "too large"},
+		{"endless old refs", host{endless(pkt(someHash+" refs/heads/x\x00caps\n"), pkt(someHash+" refs/heads/"+strings.Repeat("x", 1000)+"\n")), nil}, refs, "too large"},
 		{"not pkt-lines", host{ok, text("<html>hello</html>")}, refs, "not the length of a packet"},
 		{"a lying length", host{ok, text("00ff" + someHash)}, refs, "cut"},
 		{"a length above the largest", host{ok, text("fff5" + someHash)}, refs, "a packet of 65525 bytes"},
@@ -305,21 +318,33 @@ func TestHostile(t *testing.T) {
 }
 
 func TestStatuses(t *testing.T) {
+	reset := fmt.Sprint(time.Now().Add(20 * time.Minute).Unix())
 	for _, tc := range []struct {
 		status, want int
 		after        time.Duration
+		header       map[string]string
 	}{
-		{404, 404, 0}, {410, 404, 0}, {401, 404, 0}, {403, 404, 0}, {429, 503, 7 * time.Second}, {503, 503, 7 * time.Second}, {500, 502, 0}, {302, 502, 0},
+		{404, 404, 0, nil}, {410, 404, 0, nil}, {401, 404, 0, nil}, {500, 502, 0, nil}, {302, 502, 0, nil},
+		{429, 503, 7 * time.Second, map[string]string{"Retry-After": "7"}}, {503, 503, 7 * time.Second, map[string]string{"Retry-After": "7"}},
+		{429, 503, 10 * time.Second, nil}, {503, 503, time.Hour, map[string]string{"Retry-After": "90000"}},
+		// A 403 is a repository that one may not read, but for hosts that say so of a limit.
+		{403, 404, 0, nil}, {403, 404, 0, map[string]string{"X-RateLimit-Remaining": "12"}},
+		{403, 503, 7 * time.Second, map[string]string{"Retry-After": "7"}},
+		{403, 503, 20 * time.Minute, map[string]string{"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": reset}},
+		{403, 503, 10 * time.Second, map[string]string{"X-RateLimit-Remaining": "0"}},
+		{401, 404, 0, map[string]string{"Retry-After": "7"}},
 	} {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Retry-After", "7")
+			for name, value := range tc.header {
+				w.Header().Set(name, value)
+			}
 			w.WriteHeader(tc.status)
 		}))
 		u, _ := url.Parse(srv.URL + "/repo")
 		_, err := (&Client{HTTP: srv.Client()}).Refs(t.Context(), u)
 		var e *goproxy.Error
-		if !errors.As(err, &e) || e.Status != tc.want || e.RetryAfter != tc.after && tc.after > 0 {
-			t.Errorf("%d: %v (%+v)", tc.status, err, e)
+		if !errors.As(err, &e) || e.Status != tc.want || (e.RetryAfter-tc.after).Abs() > 5*time.Second || tc.after > 0 && e.RetryAfter == 0 {
+			t.Errorf("%d %v: %v (%+v)", tc.status, tc.header, err, e)
 		}
 		srv.Close()
 	}
@@ -339,7 +364,7 @@ func FuzzRefs(f *testing.F) {
 	f.Add([]byte("0004"))
 	f.Add([]byte(v2))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		refs, err := readRefs(&reader{r: bytes.NewReader(b), left: 1 << 20})
+		refs, err := readRefs(&reader{r: bytes.NewReader(b), left: 1 << 20}, &refCounter{most: 1000})
 		for _, r := range refs {
 			if !isHash(r.Hash) || r.Name == "" || r.Peeled != "" && !isHash(r.Peeled) || err != nil {
 				t.Errorf("%+v, %v", r, err)
@@ -367,12 +392,12 @@ func FuzzPack(f *testing.F) {
 		}
 		defer file.Close()
 		file.Write(b)
-		o, err := index(file, Limits{ObjectBytes: 1 << 20, TotalBytes: 4 << 20, Objects: 1000}.orDefault())
+		o, err := index(t.Context(), file, Limits{ObjectBytes: 1 << 20, TotalBytes: 4 << 20, Objects: 1000}.orDefault(), nil)
 		if err != nil {
 			return
 		}
 		defer o.Close()
 		o.Commit(someHash)
-		o.Tree(someHash)
+		o.Find(someHash, "x")
 	})
 }

@@ -2,11 +2,13 @@ package git
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path"
 	"strconv"
@@ -25,14 +27,15 @@ type Objects struct {
 	name   string
 	size   int64
 	pack   *packFile
+	room   *room
 
 	mu     sync.RWMutex // held for reading while the file is opened
 	closed bool
 }
 
 // index makes the pack in f ready to be read. It takes f over when it succeeds.
-func index(f *os.File, limits Limits) (*Objects, error) {
-	p, err := readPack(f, limits)
+func index(ctx context.Context, f *os.File, limits Limits, room *room) (*Objects, error) {
+	p, err := readPack(ctx, f, limits, room)
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +43,7 @@ func index(f *os.File, limits Limits) (*Objects, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Objects{limits: limits, name: f.Name(), size: st.Size(), pack: p}, nil
+	return &Objects{limits: limits, name: f.Name(), size: st.Size(), pack: p, room: room}, nil
 }
 
 // SizeBytes is the size of the file.
@@ -48,6 +51,13 @@ func (o *Objects) SizeBytes() int64 { return o.size }
 
 // Rest frees memory that makes reading faster; for objects that nobody reads just now.
 func (o *Objects) Rest() { o.pack.cache.clear() }
+
+// TakeMemory takes bytes of Client.Memory for what is made of the objects, or says that
+// they are used up; GiveMemory and Close give them back.
+func (o *Objects) TakeMemory(n int64) error { return o.room.takeMemory(n) }
+
+// GiveMemory gives back what TakeMemory took.
+func (o *Objects) GiveMemory(n int64) { o.room.giveMemory(n) }
 
 // Close removes the file. What was read from it before is good; what is being read is an
 // error.
@@ -58,6 +68,8 @@ func (o *Objects) Close() error {
 		return nil
 	}
 	o.closed = true
+	o.pack.cache.clear()
+	o.room.close()
 	return errors.Join(o.pack.f.Close(), os.Remove(o.name))
 }
 
@@ -106,7 +118,9 @@ func (o *Objects) open(i int32) (io.ReadCloser, error) {
 
 const (
 	maxCommitBytes = 1 << 20
-	maxTreeBytes   = 64 << 20
+	maxTreeBytes   = 16 << 20
+	largeTree      = 64 << 10
+	maxPathBytes   = 4096 // as Linux has it (PATH_MAX)
 )
 
 // Commit is a commit.
@@ -128,11 +142,10 @@ func (o *Objects) Commit(hash string) (*Commit, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Of a message nothing is kept.
+	b, _, _ = bytes.Cut(b, []byte("\n\n"))
 	c := &Commit{}
 	for line := range strings.SplitSeq(string(b), "\n") {
-		if line == "" {
-			break // the message
-		}
 		name, value, _ := strings.Cut(line, " ")
 		switch name {
 		case "tree":
@@ -169,27 +182,28 @@ func (e Entry) IsTree() bool { return e.Mode == 0o40000 }
 func (e Entry) IsFile() bool { return e.Mode&0o170000 == 0o100000 }
 func (e Entry) IsLink() bool { return e.Mode == 0o120000 }
 
-// Tree reads a tree.
-func (o *Objects) Tree(hash string) ([]Entry, error) {
+// tree reads a tree: its entries, one after the other.
+func (o *Objects) tree(hash string) (iter.Seq2[Entry, error], error) {
 	b, err := o.small(hash, treeObject, maxTreeBytes)
-	if err != nil {
-		return nil, err
-	}
-	var entries []Entry
-	for len(b) > 0 {
-		mode, rest, ok1 := bytes.Cut(b, []byte(" "))
-		name, rest, ok2 := bytes.Cut(rest, []byte{0})
-		if !ok1 || !ok2 || len(rest) < 20 {
-			return nil, fmt.Errorf("git tree %s is cut", hash)
+	return func(yield func(Entry, error) bool) {
+		for b := b; len(b) > 0; {
+			mode, rest, ok1 := bytes.Cut(b, []byte(" "))
+			name, rest, ok2 := bytes.Cut(rest, []byte{0})
+			if !ok1 || !ok2 || len(rest) < 20 {
+				yield(Entry{}, fmt.Errorf("git tree %s is cut", hash))
+				return
+			}
+			m, err := strconv.ParseUint(string(mode), 8, 32)
+			if n := string(name); err != nil || n == "" || n == "." || n == ".." || strings.Contains(n, "/") {
+				yield(Entry{}, fmt.Errorf("git tree %s has an entry %.40q %.100q", hash, mode, name))
+				return
+			}
+			if !yield(Entry{Name: string(name), Mode: uint32(m), Hash: hex.EncodeToString(rest[:20])}, nil) {
+				return
+			}
+			b = rest[20:]
 		}
-		m, err := strconv.ParseUint(string(mode), 8, 32)
-		if n := string(name); err != nil || n == "" || n == "." || n == ".." || strings.Contains(n, "/") {
-			return nil, fmt.Errorf("git tree %s has an entry %.40q %.100q", hash, mode, name)
-		}
-		entries = append(entries, Entry{Name: string(name), Mode: uint32(m), Hash: fmt.Sprintf("%x", rest[:20])})
-		b = rest[20:]
-	}
-	return entries, nil
+	}, err
 }
 
 // Find returns the entry of a path below a tree, fs.ErrNotExist when it is not
@@ -203,15 +217,17 @@ func (o *Objects) Find(tree, name string) (Entry, error) {
 		if !e.IsTree() {
 			return Entry{}, goproxy.NotFound("%s", name)
 		}
-		entries, err := o.Tree(e.Hash)
+		entries, err := o.tree(e.Hash)
 		if err != nil {
 			return Entry{}, err
 		}
 		found := false
-		for _, sub := range entries {
-			if found = sub.Name == part; found {
-				e = sub
-				break
+		for sub, err := range entries {
+			if err != nil {
+				return Entry{}, err
+			}
+			if sub.Name == part && !found {
+				e, found = sub, true
 			}
 		}
 		if !found {
@@ -230,15 +246,28 @@ func (o *Objects) Walk(tree string, f func(name string, e Entry) error) error {
 		if depth > o.limits.TreeDepth {
 			return fmt.Errorf("%.200s: folders are nested more than %d deep", at, o.limits.TreeDepth)
 		}
-		entries, err := o.Tree(hash)
+		if _, obj, err := o.find(hash); err == nil && obj.size > largeTree && obj.size <= maxTreeBytes {
+			// It is held while those below it are read.
+			if err := o.room.takeMemory(2 * obj.size); err != nil {
+				return err
+			}
+			defer o.room.giveMemory(2 * obj.size)
+		}
+		entries, err := o.tree(hash)
 		if err != nil {
 			return err
 		}
-		for _, e := range entries {
+		for e, err := range entries {
+			if err != nil {
+				return err
+			}
 			if left--; left < 0 {
 				return fmt.Errorf("more than %d files and folders", o.limits.Objects)
 			}
 			name := path.Join(at, e.Name)
+			if len(name) > maxPathBytes {
+				return fmt.Errorf("%.200s…: a path of %d bytes; at most %d are accepted", name, len(name), maxPathBytes)
+			}
 			if e.IsTree() {
 				err = walk(e.Hash, name, depth+1)
 			} else {
@@ -290,35 +319,80 @@ func (o *Objects) ReadBlob(hash string, limit int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(r, limit))
 }
 
+// Commits are some commits of a fetch. They are good after Close.
+type Commits struct {
+	pack *packFile
+	in   []uint64 // bits, by the place in pack.objects
+}
+
+// Has reports whether a commit is among them.
+func (c *Commits) Has(hash string) bool {
+	raw, err := hex.DecodeString(hash)
+	if err != nil || len(raw) != 20 {
+		return false
+	}
+	i, ok := c.pack.find([20]byte(raw))
+	return ok && c.has(i)
+}
+
+func (c *Commits) has(i int32) bool { return c.in[i/64]>>(i%64)&1 != 0 }
+
+// add reports whether it was not there before.
+func (c *Commits) add(i int32) bool {
+	had := c.has(i)
+	c.in[i/64] |= 1 << (i % 64)
+	return !had
+}
+
 // Ancestors returns the commits from which others descend, those included, as far
-// as the fetch had them: hash to whether it is there.
-func (o *Objects) Ancestors(of ...string) (map[string]bool, error) {
-	seen := map[string]bool{}
-	todo := of
-	for len(todo) > 0 {
-		h := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		if seen[h] {
-			continue
+// as the fetch had them.
+func (o *Objects) Ancestors(ctx context.Context, of ...string) (*Commits, error) {
+	seen := &Commits{pack: o.pack, in: make([]uint64, (len(o.pack.objects)+63)/64)}
+	var todo []int32 // each object once: one that is there twice is found at one place
+	add := func(hash string) error {
+		i, obj, err := o.find(hash)
+		switch {
+		case errors.Is(err, fs.ErrNotExist), err == nil && obj.typ != commitObject:
+			return nil // beyond a shallow fetch, or a tag of something else
+		case err == nil && seen.add(i):
+			todo = append(todo, i)
 		}
-		c, err := o.Commit(h)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNotCommit) {
-			continue // beyond a shallow fetch, or a tag of something else
-		} else if err != nil {
+		return err
+	}
+	for _, h := range of {
+		if err := add(h); err != nil {
 			return nil, err
 		}
-		seen[h] = true
-		todo = append(todo, c.Parents...)
+	}
+	for len(todo) > 0 {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		h := hex.EncodeToString(o.pack.objects[todo[len(todo)-1]].hash[:])
+		todo = todo[:len(todo)-1]
+		c, err := o.Commit(h)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range c.Parents {
+			if err := add(p); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return seen, nil
 }
 
 // Match returns the hash of the one commit among these that begins with prefix.
 // "": there is none. Several are an error.
-func Match(commits map[string]bool, prefix string) (string, error) {
+func (c *Commits) Match(prefix string) (string, error) {
 	var found string
-	for h := range commits {
-		if !strings.HasPrefix(h, prefix) {
+	for i, obj := range c.pack.objects {
+		if !c.has(int32(i)) {
+			continue
+		}
+		h := hex.EncodeToString(obj.hash[:])
+		if !strings.HasPrefix(h, prefix) || h == found {
 			continue
 		}
 		if found != "" {

@@ -5,7 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"compress/zlib"
-	"container/list"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -52,6 +52,7 @@ func (t objectType) String() string {
 type packFile struct {
 	f       *os.File
 	limits  Limits
+	room    *room
 	hold    int64    // bytes of objects from which others are made that are kept at hand
 	objects []packed // in the order of the file
 	byHash  []int32  // objects, in the order of their hashes
@@ -72,15 +73,15 @@ const noBase = -1
 
 // readPack reads the pack in f once for what it is, and once more for its deltas. What it
 // says of its objects and their sizes is within the limits and true, or it is an error.
-func readPack(f *os.File, limits Limits) (*packFile, error) {
-	return readPackHolding(f, limits, holdBytes)
+func readPack(ctx context.Context, f *os.File, limits Limits, room *room) (*packFile, error) {
+	return readPackHolding(ctx, f, limits, room, holdBytes)
 }
 
-func readPackHolding(f *os.File, limits Limits, hold int64) (*packFile, error) {
-	p := &packFile{f: f, limits: limits, hold: hold, cache: deltaCache{left: cacheBytes}}
-	refs, err := p.scan()
+func readPackHolding(ctx context.Context, f *os.File, limits Limits, room *room, hold int64) (*packFile, error) {
+	p := &packFile{f: f, limits: limits, room: room, hold: hold, cache: deltaCache{room: room}}
+	found, err := p.scan(ctx)
 	if err == nil {
-		err = p.resolve(refs)
+		err = p.resolve(ctx, found)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("pack: %w", err)
@@ -92,6 +93,18 @@ func readPackHolding(f *os.File, limits Limits, hold int64) (*packFile, error) {
 	slices.SortFunc(p.byHash, func(a, b int32) int { return bytes.Compare(p.objects[a].hash[:], p.objects[b].hash[:]) })
 	return p, nil
 }
+
+// objectBytes is how much memory each object takes while a pack is read: a packed, its
+// place in byHash, and what resolve knows of it. Where it is the delta of another by hash,
+// it takes refBytes more.
+const (
+	objectBytes = 48 + 4 + 12
+	refBytes    = 24
+)
+
+// minObject is how many bytes of a pack an object has at least: its header, and those of
+// zlib around nothing.
+const minObject = 1 + 8
 
 // find is the object of a hash; false when it is not there.
 func (p *packFile) find(hash [20]byte) (int32, bool) {
@@ -169,9 +182,22 @@ func (c *counter) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// deltas is what a pack has of them.
+type deltas struct {
+	byOffset int
+	byHash   []deltaRef
+	largest  int64 // bytes of a delta, of its object or of an object that may be its base
+}
+
+// deltaRef is a delta that names its base by its hash; i is -1 when it is done.
+type deltaRef struct {
+	base [20]byte
+	i    int32
+}
+
 // scan reads the pack from end to end: where each object is, and the hashes of those
-// that are not deltas. It returns the bases of deltas that name them by hash.
-func (p *packFile) scan() (refs map[int32][20]byte, err error) {
+// that are not deltas.
+func (p *packFile) scan(ctx context.Context) (*deltas, error) {
 	size, err := p.f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return nil, err
@@ -188,10 +214,15 @@ func (p *packFile) scan() (refs map[int32][20]byte, err error) {
 	if int64(count) > int64(p.limits.Objects) {
 		return nil, fmt.Errorf("it says that it has %d objects; at most %d are accepted", count, p.limits.Objects)
 	}
-	// An object has 2 bytes and more, so that a count that lies takes no memory.
-	p.objects = make([]packed, 0, min(int64(count), size/2))
-	refs = map[int32][20]byte{}
-	h, z := newHasher(), &inflater{}
+	if int64(count) > size/minObject { // so that a count that lies takes no memory
+		return nil, fmt.Errorf("it says that it has %d objects, in %d bytes: %w", count, size, io.ErrUnexpectedEOF)
+	}
+	if err := p.room.takeMemory(int64(count) * objectBytes); err != nil {
+		return nil, err
+	}
+	p.objects = make([]packed, 0, count)
+	found := &deltas{}
+	h, z := newHasher(), &inflater{ctx: ctx}
 	total := int64(0)
 	for i := range int32(count) {
 		o := packed{offset: r.n, base: noBase}
@@ -203,6 +234,10 @@ func (p *packFile) scan() (refs map[int32][20]byte, err error) {
 		if o.size > p.limits.ObjectBytes {
 			return nil, fmt.Errorf("an object of %d bytes; at most %d are accepted", o.size, p.limits.ObjectBytes)
 		}
+		isDelta := o.typ == deltaByOffset || o.typ == deltaByHash
+		if isDelta && head.size > p.limits.DeltaBytes {
+			return nil, fmt.Errorf("a delta of %d bytes; at most %d are accepted", head.size, p.limits.DeltaBytes)
+		}
 		start := prefix{}
 		into := io.Writer(&start)
 		switch o.typ {
@@ -212,8 +247,15 @@ func (p *packFile) scan() (refs map[int32][20]byte, err error) {
 				return nil, errors.New("a delta whose base is not before it")
 			}
 			o.base = int32(at)
+			found.byOffset++
 		case deltaByHash:
-			refs[i] = head.ref
+			if len(found.byHash) == cap(found.byHash) { // it grows by half, and is copied
+				if err := p.room.takeMemory(int64(len(found.byHash)+1000) * refBytes); err != nil {
+					return nil, err
+				}
+				found.byHash = slices.Grow(found.byHash, len(found.byHash)/2+1000)
+			}
+			found.byHash = append(found.byHash, deltaRef{head.ref, i})
 		default:
 			h.start(o.typ, o.size)
 			into = h
@@ -221,13 +263,16 @@ func (p *packFile) scan() (refs map[int32][20]byte, err error) {
 		if err := z.copy(into, r, head.size); err != nil {
 			return nil, fmt.Errorf("object %d of %d: %w", i+1, count, err)
 		}
-		if o.typ == deltaByOffset || o.typ == deltaByHash {
-			if _, o.size, _, err = deltaSizes(start.b); err != nil {
+		if isDelta {
+			var base int64
+			if base, o.size, _, err = deltaSizes(start.b); err != nil {
 				return nil, err
 			}
-			if o.size > p.limits.ObjectBytes {
-				return nil, fmt.Errorf("a delta that makes %d bytes; at most %d are accepted", o.size, p.limits.ObjectBytes)
+			if most := max(base, o.size); most > p.limits.DeltaBytes {
+				return nil, fmt.Errorf("a delta between objects of %d and %d bytes; at most %d are accepted", base, o.size, p.limits.DeltaBytes)
 			}
+			found.largest = max(found.largest, head.size, base, o.size)
+			total += head.size
 		} else {
 			o.hash = h.sum()
 		}
@@ -239,7 +284,7 @@ func (p *packFile) scan() (refs map[int32][20]byte, err error) {
 	if size-r.n < 20 { // the pack's own hash; each object's is what counts
 		return nil, fmt.Errorf("it ends behind its objects: %w", io.ErrUnexpectedEOF)
 	}
-	return refs, nil
+	return found, nil
 }
 
 func cut(err error) error {
@@ -278,6 +323,7 @@ func (h *hasher) sum() (sum [20]byte) {
 
 // inflater inflates contents, one after the other.
 type inflater struct {
+	ctx context.Context // ends it; it may be nil
 	z   io.ReadCloser
 	buf []byte
 }
@@ -301,6 +347,9 @@ func (z *inflater) copy(to io.Writer, r io.Reader, size int64) error {
 	}
 	n := int64(0)
 	for {
+		if z.ctx != nil && z.ctx.Err() != nil {
+			return z.ctx.Err()
+		}
 		some, err := z.z.Read(z.buf)
 		if n += int64(some); n > size {
 			return fmt.Errorf("it has more than the %d bytes that it says", size)
@@ -315,201 +364,6 @@ func (z *inflater) copy(to io.Writer, r io.Reader, size int64) error {
 			return fmt.Errorf("after %d of %d bytes: %w", n, size, cut(err))
 		}
 	}
-}
-
-// deltaSizes are the sizes at the start of a delta, of its base and of what it makes, and
-// how long they are.
-func deltaSizes(delta []byte) (base, target int64, n int, err error) {
-	b, n1 := binary.Uvarint(delta)
-	if n1 > 0 {
-		var n2 int
-		var t uint64
-		if t, n2 = binary.Uvarint(delta[n1:]); n2 > 0 && b <= 1<<62 {
-			return int64(b), int64(min(t, 1<<62)), n1 + n2, nil
-		}
-	}
-	return 0, 0, 0, errors.New("a delta without sizes")
-}
-
-// applyDelta makes an object of size bytes from its base.
-func applyDelta(base, delta []byte, size int64) ([]byte, error) {
-	from, target, n, err := deltaSizes(delta)
-	if err != nil {
-		return nil, err
-	}
-	if from != int64(len(base)) || target != size {
-		return nil, errors.New("a delta for a base of another size")
-	}
-	out, delta := make([]byte, 0, size), delta[n:]
-	for len(delta) > 0 {
-		op := delta[0]
-		delta = delta[1:]
-		if op == 0 {
-			return nil, errors.New("a delta with an instruction that there is not")
-		}
-		var piece []byte
-		if op&0x80 == 0 { // new bytes
-			if int(op) > len(delta) {
-				return nil, errors.New("a delta that is cut")
-			}
-			piece, delta = delta[:op], delta[op:]
-		} else { // bytes of the base
-			var offset, length uint32
-			for bit := range 7 {
-				if op>>bit&1 == 0 {
-					continue
-				}
-				if len(delta) == 0 {
-					return nil, errors.New("a delta that is cut")
-				}
-				if bit < 4 {
-					offset |= uint32(delta[0]) << (8 * bit)
-				} else {
-					length |= uint32(delta[0]) << (8 * (bit - 4))
-				}
-				delta = delta[1:]
-			}
-			if length == 0 {
-				length = 1 << 16
-			}
-			if int64(offset)+int64(length) > int64(len(base)) {
-				return nil, errors.New("a delta that goes beyond its base")
-			}
-			piece = base[offset : int64(offset)+int64(length)]
-		}
-		if int64(len(out)+len(piece)) > size {
-			return nil, fmt.Errorf("a delta that makes more than the %d bytes that it says", size)
-		}
-		out = append(out, piece...)
-	}
-	if int64(len(out)) != size {
-		return nil, fmt.Errorf("a delta that makes %d of the %d bytes that it says", len(out), size)
-	}
-	return out, nil
-}
-
-// resolve works out the types and hashes of the deltas, each base before what is made of
-// it. At any time it holds the objects from which some are still to be made: of a chain,
-// the last one.
-func (p *packFile) resolve(refs map[int32][20]byte) error {
-	deltas := len(refs)
-	n := len(p.objects)
-	// The deltas of each base: the first, then each one's next. Those with fewer below
-	// them come first, so that little is held while the many are made.
-	first, next, below := filled(n, noBase), filled(n, noBase), make([]int32, n)
-	for i := n - 1; i >= 0; i-- { // a base is before its deltas
-		if b := p.objects[i].base; b >= 0 {
-			deltas++
-			below[b] += below[i] + 1
-		}
-	}
-	if deltas == 0 {
-		return nil
-	}
-	for i := range int32(n) {
-		if b := p.objects[i].base; b >= 0 {
-			next[i], first[b] = first[b], i
-		}
-	}
-	byRef := map[[20]byte][]int32{}
-	for i, h := range refs {
-		byRef[h] = append(byRef[h], i)
-	}
-	of := func(i int32) (children []int32) {
-		for c := first[i]; c >= 0; c = next[c] {
-			children = append(children, c)
-		}
-		if len(byRef) > 0 {
-			children = append(children, byRef[p.objects[i].hash]...)
-			delete(byRef, p.objects[i].hash)
-		}
-		slices.SortFunc(children, func(a, b int32) int { return cmp.Or(cmp.Compare(below[a], below[b]), cmp.Compare(a, b)) })
-		return children
-	}
-	type frame struct {
-		i        int32
-		data     []byte // nil: not at hand
-		children []int32
-	}
-	h, z := newHasher(), &inflater{}
-	work := int64(0) // bytes made; more than once only where memory is short
-	for root := range int32(n) {
-		if o := p.objects[root]; o.base != noBase || o.typ == deltaByHash || first[root] < 0 && len(byRef) == 0 {
-			continue
-		}
-		stack := []frame{{i: root, children: of(root)}}
-		held := int64(0)
-		for len(stack) > 0 {
-			if len(stack) > maxDeltaDepth {
-				return fmt.Errorf("more than %d deltas on each other", maxDeltaDepth)
-			}
-			top := &stack[len(stack)-1]
-			if len(top.children) == 0 {
-				held -= int64(len(top.data))
-				stack = stack[:len(stack)-1]
-				continue
-			}
-			child := top.children[0]
-			top.children = top.children[1:]
-			if top.data == nil {
-				var err error
-				if top.data, err = p.make(top.i, z, nil); err != nil {
-					return err
-				}
-				held += int64(len(top.data))
-				work += int64(len(top.data))
-			}
-			base := top.data
-			if len(top.children) == 0 { // the last one made of it
-				held -= int64(len(top.data))
-				top.data = nil
-			}
-			delta, err := p.content(child, z)
-			if err != nil {
-				return err
-			}
-			o := &p.objects[child]
-			data, err := applyDelta(base, delta, o.size)
-			if err != nil {
-				return err
-			}
-			if work += o.size; work > 2*p.limits.TotalBytes {
-				return errors.New("its deltas cost too much")
-			}
-			o.base, o.typ = top.i, p.objects[top.i].typ
-			deltas--
-			h.start(o.typ, o.size)
-			h.Write(data)
-			o.hash = h.sum()
-			if children := of(child); len(children) > 0 {
-				stack = append(stack, frame{child, data, children})
-				held += int64(len(data))
-			}
-			// The ones needed last are made again.
-			for i := 0; held > p.hold && i < len(stack)-1; i++ {
-				held -= int64(len(stack[i].data))
-				stack[i].data = nil
-			}
-		}
-	}
-	if deltas > 0 {
-		return errors.New("a delta whose base is not there")
-	}
-	return nil
-}
-
-// Source: git's own, OE_DEPTH_BITS in pack-objects.h.
-const maxDeltaDepth = 4095
-
-// holdBytes is a pack's hold.
-const holdBytes = 8 << 20
-
-func filled(n int, with int32) []int32 {
-	s := make([]int32, n)
-	for i := range s {
-		s[i] = with
-	}
-	return s
 }
 
 // content inflates what is stored of an object: it, or its delta.
@@ -562,8 +416,20 @@ func (p *packFile) make(i int32, z *inflater, cache *deltaCache) ([]byte, error)
 func (p *packFile) open(i int32) (io.ReadCloser, error) {
 	o := p.objects[i]
 	if o.base != noBase {
+		largest := o.size
+		for at := o.base; at != noBase; at = p.objects[at].base {
+			largest = max(largest, p.objects[at].size)
+		}
+		give, err := p.room.made(context.Background(), inMemory*largest)
+		if err != nil {
+			return nil, err
+		}
 		b, err := p.make(i, &inflater{}, &p.cache)
-		return io.NopCloser(bytes.NewReader(b)), err
+		if err != nil {
+			give()
+			return nil, err
+		}
+		return &madeObject{bytes.NewReader(b), give}, nil
 	}
 	s, ok := p.streams.Get().(*stream)
 	if !ok {
@@ -578,6 +444,17 @@ func (p *packFile) open(i int32) (io.ReadCloser, error) {
 		return nil, cut(err)
 	}
 	return s, nil
+}
+
+// madeObject is an object that was made of deltas.
+type madeObject struct {
+	*bytes.Reader
+	give func()
+}
+
+func (m *madeObject) Close() error {
+	m.give()
+	return nil
 }
 
 // stream reads an object that is no delta.
@@ -600,62 +477,4 @@ func (s *stream) Close() error {
 		s.p = nil
 	}
 	return nil
-}
-
-// deltaCache keeps the objects that others are made of, those that were used last. It is
-// safe for concurrent use; nil keeps nothing.
-type deltaCache struct {
-	mu   sync.Mutex
-	left int64
-	all  map[int32]*list.Element
-	used list.List // the latest in front
-}
-
-type cached struct {
-	i    int32
-	data []byte
-}
-
-// cacheBytes is what a pack keeps while it is read.
-const cacheBytes = 4 << 20
-
-func (c *deltaCache) get(i int32) ([]byte, bool) {
-	if c == nil {
-		return nil, false
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	e := c.all[i]
-	if e == nil {
-		return nil, false
-	}
-	c.used.MoveToFront(e)
-	return e.Value.(cached).data, true
-}
-
-func (c *deltaCache) put(i int32, data []byte) {
-	if c == nil || len(data) > cacheBytes/4 {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.all[i] != nil {
-		return
-	}
-	if c.all == nil {
-		c.all = map[int32]*list.Element{}
-	}
-	c.all[i] = c.used.PushFront(cached{i, data})
-	for c.left -= int64(len(data)); c.left < 0; {
-		last := c.used.Remove(c.used.Back()).(cached)
-		delete(c.all, last.i)
-		c.left += int64(len(last.data))
-	}
-}
-
-func (c *deltaCache) clear() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.all, c.left = nil, cacheBytes
-	c.used.Init()
 }

@@ -51,7 +51,7 @@ atag v1.0.0
 				t.Fatal(err)
 			}
 			defer f.Close()
-			p, err := readPackHolding(f, DefaultLimits, hold)
+			p, err := readPackHolding(t.Context(), f, DefaultLimits, nil, hold)
 			if err != nil {
 				t.Fatalf("offsets %s, hold %d: %v", offsets, hold, err)
 			}
@@ -149,7 +149,7 @@ func TestLargeFileIsStreamed(t *testing.T) {
 	f.Write(p)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	o, err := index(f, DefaultLimits)
+	o, err := index(t.Context(), f, DefaultLimits, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

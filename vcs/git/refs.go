@@ -59,15 +59,44 @@ func (s *service) lsRefs(ctx context.Context, prefixes []string) ([]Ref, error) 
 		return nil, err
 	}
 	defer body.Close()
-	refs, err := readRefs(newReader(body, s.c.Limits.orDefault().RefBytes, s.c.Limits.orDefault()))
+	refs, err := readRefs(newReader(body, s.c.Limits.orDefault().RefBytes, s.c.Limits.orDefault()), s.counter())
 	if err != nil {
 		return nil, s.wrong("refs", err)
 	}
 	return refs, nil
 }
 
+// refCounter counts the refs of an answer, and takes the memory for them.
+type refCounter struct {
+	most, n int
+	room    *room
+	left    int64
+}
+
+func (s *service) counter() *refCounter {
+	return &refCounter{most: s.c.Limits.orDefault().Refs, room: s.room}
+}
+
+// RefBytes is about how much memory a ref takes beside the bytes of its line, in a list and
+// in maps by its name.
+const RefBytes = 250
+
+func (c *refCounter) add(line string) error {
+	if c.n++; c.n > c.most {
+		return fmt.Errorf("more than %d refs", c.most)
+	}
+	if c.left -= int64(len(line)) + RefBytes; c.left < 0 {
+		more := max(256<<10, -c.left)
+		if err := c.room.takeMemory(more); err != nil {
+			return err
+		}
+		c.left += more
+	}
+	return nil
+}
+
 // readRefs reads the answer to ls-refs.
-func readRefs(r *reader) ([]Ref, error) {
+func readRefs(r *reader, counter *refCounter) ([]Ref, error) {
 	var refs []Ref
 	for {
 		text, k, err := r.line()
@@ -76,6 +105,9 @@ func readRefs(r *reader) ([]Ref, error) {
 		}
 		if k != data {
 			return refs, nil
+		}
+		if err := counter.add(text); err != nil {
+			return nil, err
 		}
 		f := strings.Split(text, " ")
 		if len(f) < 2 || !isHash(f[0]) || f[1] == "" {

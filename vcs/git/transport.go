@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
-	"strconv"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/vcs/remote"
 )
 
 // service is a repository's upload-pack service: what its server said first. It must be
@@ -24,17 +26,18 @@ type service struct {
 	// Over SSH all goes through one run of git-upload-pack: its input and output.
 	in  *io.PipeWriter
 	out io.ReadCloser
-	// version 2: what the server can do, by name. Before: the refs, and what the
-	// server can do.
+	// version 2: what the server can do, by name. 1 and 0: the refs, and what the server
+	// can do.
 	version int
 	caps    map[string]string
 	refs    []Ref
+	room    *room // of the refs
 }
 
 // open asks for the service. It knows the refs of a server that does not speak
 // version 2.
 func (c *Client) open(ctx context.Context, u *url.URL) (*service, error) {
-	s := &service{c: c, repo: u, base: u, caps: map[string]string{}}
+	s := &service{c: c, repo: u, base: u, caps: map[string]string{}, room: c.room(u)}
 	var first io.ReadCloser
 	var err error
 	switch u.Scheme {
@@ -104,11 +107,15 @@ func (s *service) run(ctx context.Context) (io.ReadCloser, error) {
 }
 
 func (s *service) close() {
+	s.room.close()
 	if s.in != nil {
 		s.in.Close()
 		s.out.Close()
 	}
 }
+
+// maxCaps is how many things a server says it can; git's has about 30.
+const maxCaps = 1000
 
 func (s *service) readAdvertisement(r *reader) error {
 	text, k, err := r.line()
@@ -134,16 +141,23 @@ func (s *service) readAdvertisement(r *reader) error {
 				return err
 			}
 			name, value, _ := strings.Cut(text, "=")
-			s.caps[name] = value
+			if s.caps[name] = value; len(s.caps) > maxCaps {
+				return fmt.Errorf("more than %d capabilities", maxCaps)
+			}
 		}
 	}
 	// Version 0 or 1: refs, the first with what the server can do behind a NUL.
 	if text == "version 1" {
+		s.version = 1
 		if text, k, err = r.line(); err != nil {
 			return err
 		}
 	}
+	counter := s.counter()
 	for first := true; k == data; first = false {
+		if err := counter.add(text); err != nil {
+			return err
+		}
 		if first {
 			var caps string
 			text, caps, _ = strings.Cut(text, "\x00")
@@ -206,19 +220,21 @@ func (s *service) post(ctx context.Context, body []byte) (io.ReadCloser, error) 
 // do sends a request and returns the answer when it is a 200. A pause in it that
 // is too long ends it.
 func (s *service) do(req *http.Request) (*http.Response, error) {
-	ctx, cancel := context.WithCancelCause(req.Context())
-	req = req.WithContext(ctx)
-	if !s.c.version0 {
-		req.Header.Set("Git-Protocol", "version=2")
-	}
+	outer := req.Context()
+	ctx, cancel := context.WithCancelCause(outer)
+	req.Header.Set("Git-Protocol", "version=2")
 	// Some hosts answer git alone.
 	req.Header.Set("User-Agent", "git/athensctl")
 	idle := s.c.Limits.orDefault().Idle
-	timer := time.AfterFunc(idle, func() { cancel(fmt.Errorf("no byte for %v", idle)) })
+	timer := time.AfterFunc(idle, func() { cancel(fmt.Errorf("no byte for %v: %w", idle, os.ErrDeadlineExceeded)) })
+	timer.Stop()
+	// It runs from when the transport begins: the time in which others are asked first is
+	// not the host's.
+	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GetConn: func(string) { timer.Reset(idle) }}))
 	resp, err := s.c.HTTP.Do(req)
+	timer.Stop()
 	if err != nil {
-		timer.Stop()
-		if cause := context.Cause(ctx); cause != nil && req.Context().Err() == nil {
+		if cause := context.Cause(ctx); cause != nil && outer.Err() == nil {
 			err = cause
 		}
 		cancel(nil)
@@ -260,22 +276,17 @@ func (s *service) wrong(what string, err error) error {
 // status is the error for an answer that is not a 200.
 func (s *service) status(resp *http.Response) error {
 	what := fmt.Sprintf("%s: the host says %d", Name(s.repo), resp.StatusCode)
-	var e *goproxy.Error
+	if pause, limited := remote.Limited(resp, time.Now()); limited {
+		return goproxy.Busy(pause, "%s: it has too much to do", what)
+	}
 	switch resp.StatusCode {
 	case http.StatusNotFound, http.StatusGone:
 		return goproxy.NotFound("%s: no such repository, or it is private and no credentials for it are set", what)
 	case http.StatusUnauthorized, http.StatusForbidden:
 		// Hosts hide private repositories behind these, as well as those that are not there.
 		return goproxy.NotFound("%s: no such repository, or the credentials for it are missing or wrong", what)
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		e = goproxy.Busy(10*time.Second, "%s: it has too much to do", what)
-	default:
-		return goproxy.Errorf(http.StatusBadGateway, "%s", what)
 	}
-	if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 {
-		e.RetryAfter = min(time.Duration(n)*time.Second, time.Hour)
-	}
-	return e
+	return goproxy.Errorf(http.StatusBadGateway, "%s", what)
 }
 
 // paced is a body of which each read must bring something within idle.

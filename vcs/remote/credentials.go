@@ -71,9 +71,9 @@ func parseNetrc(text string) []credential {
 }
 
 // credential is what is set for a URL; nil when nothing is. Nothing secret goes
-// over http but to where the operator said.
+// over http but to where the operator said so, with http:// in vcs-instead-of.
 func (r *Remote) credential(u *url.URL) *credential {
-	if u.User != nil || u.Scheme != "https" && !r.trusted[u.Host] {
+	if u.User != nil || u.Scheme != "https" && !(u.Scheme == "http" && r.plain[u.Host]) {
 		return nil
 	}
 	for i, c := range r.creds {

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"path"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,7 @@ type Repo struct {
 	URL       *url.URL
 	PublicURL string // URL before InsteadOf
 	SubDir    string // of the repository, that Root stands for
+	Insecure  bool   // it may be asked for over http, see Context
 }
 
 // hosted are the hosts whose repositories are known from the path alone; a path
@@ -71,7 +73,21 @@ func (r *Remote) Discover(ctx context.Context, modulePath string) (*Repo, error)
 		return r.repo(modulePath, goImport{m[1], h.vcs, "https://" + m[1], ""})
 	}
 	if m := anyHost.FindStringSubmatch(modulePath); m != nil {
-		return r.repo(modulePath, goImport{m[1], m[6], "https://" + m[2], ""})
+		repo, err := r.repo(modulePath, goImport{m[1], m[6], "https://" + m[2], ""})
+		if err != nil || !repo.Insecure || repo.URL.String() != repo.PublicURL {
+			return repo, err
+		}
+		return r.found.do(ctx, modulePath, func(ctx context.Context) (*Repo, error) {
+			// As the go command: where it is there over https, or else over http.
+			if r.answers(repo.Context(ctx), repo.URL) {
+				return repo, nil
+			}
+			over, err := r.repo(modulePath, goImport{m[1], m[6], "http://" + m[2], ""})
+			if err == nil && r.answers(repo.Context(ctx), over.URL) {
+				return over, nil
+			}
+			return repo, nil
+		})
 	}
 	return r.found.do(ctx, modulePath, func(ctx context.Context) (*Repo, error) {
 		found, err := r.dynamic(ctx, modulePath)
@@ -94,7 +110,31 @@ func (r *Remote) repo(modulePath string, g goImport) (*Repo, error) {
 	if !strings.Contains(g.URL, "://") || err != nil || u.Host == "" || strings.HasPrefix(u.Path, "-") || g.VCS == "mod" && u.Scheme == "ssh" {
 		return nil, goproxy.Errorf(http.StatusBadGateway, "%s: %.200q is not the URL of a repository", modulePath, redact(g.URL))
 	}
-	return &Repo{Root: g.Prefix, VCS: g.VCS, URL: u, PublicURL: g.URL, SubDir: g.SubDir}, nil
+	insecure := r.insecure(modulePath)
+	if u.Scheme == "http" && !insecure && !r.plain[u.Host] {
+		return nil, goproxy.Errorf(http.StatusForbidden, "%s: %.200s: only https is allowed (setting vcs-insecure)", modulePath, redact(g.URL))
+	}
+	return &Repo{Root: g.Prefix, VCS: g.VCS, URL: u, PublicURL: g.URL, SubDir: g.SubDir, Insecure: insecure}, nil
+}
+
+// answers reports whether a git repository is served at a URL.
+func (r *Remote) answers(ctx context.Context, u *url.URL) bool {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	at := u.JoinPath("info/refs")
+	at.RawQuery = "service=git-upload-pack"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
+	if err != nil {
+		return false
+	}
+	req.Header.Set("Git-Protocol", "version=2")
+	req.Header.Set("User-Agent", "git/athensctl")
+	resp, err := r.http.Do(req)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusOK && resp.Header.Get("Content-Type") == "application/x-git-upload-pack-advertisement"
 }
 
 // goImport is a meta tag: <meta name="go-import" content="prefix vcs url [subdir]">.
@@ -146,6 +186,13 @@ func (r *Remote) ask(ctx context.Context, pagePath, modulePath string) (*goImpor
 			break
 		}
 	}
+	// A host that says that nothing is there is believed, though nobody listens on the
+	// other port.
+	for _, err := range errs {
+		if goproxy.Status(err) == http.StatusNotFound {
+			return nil, "", err
+		}
+	}
 	return nil, "", errs[len(errs)-1]
 }
 
@@ -181,6 +228,9 @@ func (r *Remote) page(ctx context.Context, at, modulePath string) (*goImport, er
 		case resp.StatusCode == http.StatusOK:
 			return nil, goproxy.Errorf(http.StatusBadGateway, "%s: %s: %w", modulePath, name, err)
 		}
+		if pause, limited := Limited(resp, time.Now()); limited {
+			return nil, goproxy.Busy(pause, "%s: %s answers %d: it has too much to do", modulePath, name, resp.StatusCode)
+		}
 		return nil, goproxy.Errorf(http.StatusBadGateway, "%s: %s answers %d", modulePath, name, resp.StatusCode)
 	}
 	var match *goImport
@@ -203,6 +253,35 @@ func (r *Remote) page(ctx context.Context, at, modulePath string) (*goImport, er
 		return nil, goproxy.Errorf(http.StatusBadGateway, "%s: %s names the subfolder %.100q", modulePath, name, s)
 	}
 	return match, nil
+}
+
+// Limited reports whether an answer says that the host wants to be asked later, and when:
+// 429 and 503, and a 403 that names a time or says that a rate limit is spent, as GitHub's
+// do (https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api).
+// The pause is 10 s where none is named, an hour at most.
+func Limited(resp *http.Response, now time.Time) (pause time.Duration, limited bool) {
+	h := resp.Header
+	spent := h.Get("X-RateLimit-Remaining") == "0"
+	switch resp.StatusCode {
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+	case http.StatusForbidden:
+		if h.Get("Retry-After") == "" && !spent {
+			return 0, false
+		}
+	default:
+		return 0, false
+	}
+	pause = 10 * time.Second
+	if text := h.Get("Retry-After"); text != "" {
+		if n, err := strconv.Atoi(text); err == nil && n > 0 {
+			pause = time.Duration(min(n, 3600)) * time.Second
+		} else if at, err := http.ParseTime(text); err == nil && at.After(now) {
+			pause = at.Sub(now)
+		}
+	} else if at, err := strconv.ParseInt(h.Get("X-RateLimit-Reset"), 10, 64); err == nil && spent && time.Unix(at, 0).After(now) {
+		pause = time.Unix(at, 0).Sub(now)
+	}
+	return min(pause, time.Hour), true
 }
 
 // parseGoImports finds the go-import meta tags of a page's head; those with "mod"

@@ -57,6 +57,7 @@ type Remote struct {
 	insteadOf []rule // the longest From first
 	creds     []credential
 	trusted   map[string]bool // hosts that the operator named; ssh://host:port
+	plain     map[string]bool // of these, those that were named with http
 	ssh       *sshTransport
 	http      *http.Client
 	found     cache
@@ -78,7 +79,7 @@ const (
 
 // New checks the options. An error names what is wrong, and no secret.
 func New(o Options) (*Remote, error) {
-	r := &Remote{o: o, trusted: map[string]bool{}}
+	r := &Remote{o: o, trusted: map[string]bool{}, plain: map[string]bool{}}
 	for _, text := range o.InsteadOf {
 		from, to, ok := strings.Cut(text, "=")
 		u, err := parseRepo(to)
@@ -90,12 +91,18 @@ func New(o Options) (*Remote, error) {
 			r.trusted["ssh://"+address(u)] = true
 		} else {
 			r.trusted[u.Host] = true
+			r.plain[u.Host] = r.plain[u.Host] || u.Scheme == "http"
 		}
 	}
 	slices.SortStableFunc(r.insteadOf, func(a, b rule) int { return len(b.from) - len(a.from) })
 	for _, p := range o.AllowHosts {
 		if _, err := path.Match(p, "host"); err != nil || p == "" {
 			return nil, fmt.Errorf("vcs-allow-host: %q is not a pattern of hosts", p)
+		}
+	}
+	for p := range strings.SplitSeq(o.Insecure, ",") {
+		if _, err := path.Match(p, "x"); err != nil {
+			return nil, fmt.Errorf("vcs-insecure: %q is not a pattern of module paths", p)
 		}
 	}
 	for i, t := range o.Tokens {
@@ -166,20 +173,44 @@ func (r *Remote) insecure(modulePath string) bool {
 	return module.MatchPrefixPatterns(r.o.Insecure, modulePath)
 }
 
-// open says that a request may be made over http: the module is insecure, or the
-// operator named the host.
+// openKey says that a request may be made over http: the module is insecure.
 type openKey struct{}
 
-func (r *Remote) transport() http.RoundTripper {
-	t := &http.Transport{
-		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second,
-		TLSHandshakeTimeout: dialTimeout, MaxResponseHeaderBytes: 64 << 10, ResponseHeaderTimeout: headerTimeout,
-		DialContext: r.dial,
+// Context is one in which what belongs to the repository may be asked for: over http too,
+// where its module may be.
+func (repo *Repo) Context(ctx context.Context) context.Context {
+	if !repo.Insecure {
+		return ctx
 	}
-	t.RegisterProtocol("ssh", r.ssh)
-	bounded := http.RoundTripper(t)
+	return context.WithValue(ctx, openKey{}, true)
+}
+
+// transport has two: a connection to a host at any address, which the operator named, is
+// none for whoever a stranger sent there.
+func (r *Remote) transport() http.RoundTripper {
+	newTransport := func(free bool) *http.Transport {
+		return &http.Transport{
+			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second,
+			TLSHandshakeTimeout: dialTimeout, MaxResponseHeaderBytes: 64 << 10, ResponseHeaderTimeout: headerTimeout,
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				// The address is looked at after the name was resolved: a name that resolves to
+				// another one the second time is no way around it.
+				return r.connect(ctx, network, address, free || isProxy(address))
+			},
+		}
+	}
+	free, guarded := newTransport(true), newTransport(false)
+	bounded := http.RoundTripper(roundTripper(func(req *http.Request) (*http.Response, error) {
+		switch {
+		case req.URL.Scheme == "ssh":
+			return r.ssh.RoundTrip(req)
+		case r.free(req):
+			return free.RoundTrip(req)
+		}
+		return guarded.RoundTrip(req)
+	}))
 	if r.o.Wrap != nil {
-		bounded = r.o.Wrap(t)
+		bounded = r.o.Wrap(bounded)
 	}
 	return roundTripper(func(req *http.Request) (*http.Response, error) {
 		host := req.URL.Host
@@ -188,16 +219,22 @@ func (r *Remote) transport() http.RoundTripper {
 		}
 		switch {
 		case req.URL.Scheme == "https":
-		case req.URL.Scheme == "http" && (r.trusted[host] || req.Context().Value(openKey{}) != nil):
+		case req.URL.Scheme == "http" && (r.plain[host] || req.Context().Value(openKey{}) != nil):
 		default:
 			return nil, goproxy.Errorf(http.StatusForbidden, "%s://%s: only https is allowed (setting vcs-insecure)", req.URL.Scheme, host)
 		}
 		// The dialer sees the address; behind a proxy there is none to see.
-		if a, err := netip.ParseAddr(strings.Trim(req.URL.Hostname(), "[]")); err == nil && !r.allowed(host) && !public(a) {
+		if a, err := netip.ParseAddr(strings.Trim(req.URL.Hostname(), "[]")); err == nil && !r.free(req) && !public(a) {
 			return nil, forbidden(host, a)
 		}
 		return r.withCredentials(bounded).RoundTrip(req)
 	})
+}
+
+// free reports whether a request may go to any address: the operator allows its host, or
+// named it, and no other host sent it there.
+func (r *Remote) free(req *http.Request) bool {
+	return r.allowHost(req.URL.Host) || r.trusted[req.URL.Host] && req.Context().Value(redirectedKey{}) == nil
 }
 
 // withCredentials adds to a request what is set for its URL.
@@ -225,7 +262,8 @@ func (r *Remote) checkRedirect(req *http.Request, via []*http.Request) error {
 	case req.URL.User != nil:
 		return goproxy.Errorf(http.StatusForbidden, "%s: a redirect to a URL with a user in it is not followed", last.Host)
 	}
-	if req.URL.Host != last.Host { // what was allowed for one host is not for another
+	// What was allowed for one host is not for another.
+	if slices.ContainsFunc(via, func(v *http.Request) bool { return v.URL.Host != req.URL.Host }) {
 		*req = *req.WithContext(context.WithValue(req.Context(), redirectedKey{}, true))
 	}
 	return nil
@@ -234,11 +272,6 @@ func (r *Remote) checkRedirect(req *http.Request, via []*http.Request) error {
 // redirectedKey marks a request that a host sent elsewhere: that the operator
 // named the first host says nothing of this one.
 type redirectedKey struct{}
-
-// allowed reports whether a host may have any address.
-func (r *Remote) allowed(host string) bool {
-	return r.trusted[host] || r.allowHost(host)
-}
 
 // allowHost reports whether AllowHosts has a host, with or without its port.
 func (r *Remote) allowHost(host string) bool {
@@ -251,25 +284,6 @@ func (r *Remote) allowHost(host string) bool {
 		m2, _ := path.Match(p, name)
 		return m1 || m2
 	})
-}
-
-// dial connects, and looks at the address after the name was resolved: a name that
-// resolves to another address the second time is no way around it.
-func (r *Remote) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	redirected := ctx.Value(redirectedKey{}) != nil
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, err
-	}
-	named := host
-	if port != "443" && port != "80" {
-		named = address
-	}
-	free := r.allowed(named) || r.allowed(address) || isProxy(address)
-	if redirected && !slices.ContainsFunc(r.o.AllowHosts, func(p string) bool { ok, _ := path.Match(p, host); return ok }) {
-		free = isProxy(address)
-	}
-	return r.connect(ctx, network, address, free)
 }
 
 // connect connects to an address that must be on the internet unless it is free.

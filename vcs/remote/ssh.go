@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"os"
 	"regexp"
@@ -243,6 +244,9 @@ func (s *sshTransport) run(req *http.Request, closeIn func()) (io.ReadCloser, er
 		return nil, err
 	}
 	defer leave()
+	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil && trace.GetConn != nil {
+		trace.GetConn(at) // as http.Transport does
+	}
 	conn, err := s.r.connect(req.Context(), "tcp", at, s.r.trusted["ssh://"+at] || s.r.allowHost(u.Hostname()) || s.r.allowHost(at))
 	if err != nil {
 		return nil, err

@@ -1,0 +1,5 @@
+//go:build !race
+
+package vcs
+
+const underRace = false
