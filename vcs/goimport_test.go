@@ -23,8 +23,7 @@ import (
 func TestGoImportMod(t *testing.T) {
 	var mu sync.Mutex
 	asked := map[string]int{}
-	var srv *httptest.Server
-	srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		asked[r.URL.Path]++
 		mu.Unlock()

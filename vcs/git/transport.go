@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/athensctl/athensctl/goproxy"
-	"github.com/athensctl/athensctl/vcs/remote"
 )
 
 // service is a repository's upload-pack service: what its server said first. It must be
@@ -276,7 +275,7 @@ func (s *service) wrong(what string, err error) error {
 // status is the error for an answer that is not a 200.
 func (s *service) status(resp *http.Response) error {
 	what := fmt.Sprintf("%s: the host says %d", Name(s.repo), resp.StatusCode)
-	if pause, limited := remote.Limited(resp, time.Now()); limited {
+	if pause, limited := goproxy.Limited(resp, time.Now()); limited {
 		return goproxy.Busy(pause, "%s: it has too much to do", what)
 	}
 	switch resp.StatusCode {
