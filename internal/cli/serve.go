@@ -169,7 +169,7 @@ func (p *process) addStorage() error {
 		return err
 	}
 	cfg := p.cfg
-	p.registry.MustRegister(queueMetrics{p.ledger})
+	p.registry.MustRegister(newQueueMetrics(p.ledger, p.log))
 	if cfg.Address("storage") == "" {
 		return nil
 	}
