@@ -95,6 +95,8 @@ that is given is known. */}}
       "drain-delay" (printf "%ds" (int $v.drainSeconds)) "drain-timeout" (printf "%ds" (int $v.drainTimeoutSeconds)) "log-format" "json" }}
 {{- if eq $role "storage" }}
 {{- $_ := set $c "store" $v.store.type }}
+{{- /* Where there is one replica nobody is sent elsewhere meanwhile: the next pod waits for this one's end. */}}
+{{- if ne $v.store.type "cosmos" }}{{ $_ := set $c "drain-delay" "0s" }}{{ end }}
 {{- if eq $v.store.type "cosmos" }}
 {{- $_ := set $c "cosmos-database" $v.store.cosmos.database }}
 {{- with $v.store.cosmos.endpoint }}{{ $_ := set $c "cosmos-endpoint" . }}{{ end }}
