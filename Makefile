@@ -120,12 +120,14 @@ $(KUBECONFORM):
 $(KUBE_SCHEMAS):
 	@test/step.sh "schemas of Kubernetes $(KUBEVERSION) and of others" test/cluster/schemas.sh $(KUBEVERSION) $@
 
-lint: packages $(STATICCHECK) $(GOVULNCHECK) $(ACTIONLINT) ## gofmt, go vet, staticcheck, go mod tidy -diff, govulncheck, shellcheck, actionlint, Dockerfile
+lint: packages $(STATICCHECK) $(GOVULNCHECK) $(ACTIONLINT) ## gofmt, go vet, staticcheck, go mod tidy -diff, govulncheck of sources and binary, shellcheck, actionlint, Dockerfile
 	@test/step.sh "gofmt" test/gofmt.sh
 	@test/step.sh "go mod tidy -diff" go mod tidy -diff
 	@test/step.sh "go vet" go vet ./...
 	@test/step.sh "staticcheck" $(STATICCHECK) ./...
 	@test/step.sh "govulncheck" test/govulncheck.sh $(GOVULNCHECK)
+	@go build -o bin/athensctl-lint .
+	@test/step.sh "govulncheck of the binary" test/govulncheck.sh $(GOVULNCHECK) -mode=binary bin/athensctl-lint
 	@test/step.sh "shellcheck" test/shellcheck.sh
 	@test/step.sh "actionlint" $(ACTIONLINT) -color
 	@test/step.sh "Dockerfile, by BuildKit" go -C test/dockerfile test -count=1 .
