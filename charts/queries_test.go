@@ -117,3 +117,30 @@ func TestQueries(t *testing.T) {
 		}
 	}
 }
+
+// Each role that runs has an alert for its absence, and no other: without a crawler there is
+// nothing to miss. What an alert of rates says while there are no series is nothing.
+func TestAbsence(t *testing.T) {
+	for networkMode, want := range map[string]string{"fallback": "crawler proxy storage", "offline": "proxy storage"} {
+		text, err := render(t, "--set", "metrics.rules.enabled=true,networkMode="+networkMode)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var roles []string
+		for _, o := range objects(t, text) {
+			if o["kind"] != "PrometheusRule" {
+				continue
+			}
+			rules, _ := at(o, "spec", "groups", 0, "rules").([]any)
+			for _, r := range rules {
+				if m := regexp.MustCompile(`^absent\(athensctl_requests_in_flight{namespace="modules",role="([a-z]+)"}\)$`).FindStringSubmatch(fmt.Sprint(at(r, "expr"))); m != nil {
+					roles = append(roles, m[1])
+				}
+			}
+		}
+		slices.Sort(roles)
+		if got := strings.Join(roles, " "); got != want {
+			t.Errorf("%s: the absence of %q is seen, want %q", networkMode, got, want)
+		}
+	}
+}
