@@ -229,10 +229,10 @@ func goCommand(t *testing.T, proxy, sumdb string, args ...string) {
 // downloaded modules, of those that the repository needs.
 var downloads = []string{"golang.org/x/mod", "golang.org/x/sync", "github.com/spf13/cobra", "github.com/spf13/viper", "github.com/labstack/echo/v4", "github.com/prometheus/client_golang", "go.etcd.io/bbolt"}
 
-func install(t *testing.T, sets []string) {
+func install(t *testing.T, sets []string, flags ...string) {
 	t.Helper()
 	start := time.Now()
-	helm(t, append([]string{"install", "site", chart, "--wait", "--timeout", "3m"}, args(sets)...)...)
+	helm(t, append([]string{"install", "site", chart, "--wait", "--timeout", "3m"}, append(args(sets), flags...)...)...)
 	t.Logf("helm install --wait: %.1f s", time.Since(start).Seconds())
 	out := helm(t, "test", "site", "--timeout", "2m")
 	if !strings.Contains(out, "Succeeded") {
