@@ -88,12 +88,12 @@ func azure(t *testing.T, sets []string, sumdb string) {
 	}
 	for range 2 {
 		for _, path := range downloads {
-			goCommand(t, cdn, sumdb, "mod", "download", path+"@"+version(t, path))
+			goDownload(t, cdn, sumdb, path)
 		}
 	}
 	onceEach(t)
 	for _, path := range downloads {
-		goCommand(t, ingress, sumdb, "mod", "download", path+"@"+version(t, path))
+		goDownload(t, ingress, sumdb, path)
 	}
 	pods := strings.Fields(kubectl(t, "get", "pods", "-l", "app.kubernetes.io/component=storage", "-o", "jsonpath={.items[*].status.podIP}"))
 	if len(pods) != 2 {
