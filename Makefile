@@ -22,7 +22,7 @@ export KIND        = $(BIN)/kind-v0.33.0/kind
 KUBEVERSION  = v1.35.4
 export HELM        = $(BIN)/helm-v4.3.1/helm
 export KUBECONFORM = $(BIN)/kubeconform-v0.8.0/kubeconform
-export KUBE_SCHEMAS = $(CACHE)/schemas-$(KUBEVERSION)
+export KUBE_SCHEMAS = $(CACHE)/schemas-$(KUBEVERSION)-with-crds
 export KUBE_BIN     = $(BIN)/kube-$(KUBEVERSION)
 export TERRAFORM = $(BIN)/terraform-v1.11.4/terraform
 export AZURERM   = $(BIN)/terraform-provider-azurerm-v5.2.0/terraform-provider-azurerm
@@ -54,7 +54,7 @@ test-real: ## compare 400 module versions of the world, out of git repositories,
 test-cluster: cluster-tools ## install the chart on a real one-node Kubernetes and make trouble; needs root
 	@test/step.sh "chart on Kubernetes $(KUBEVERSION)" test/cluster/run.sh
 
-cluster-tools: azure $(HELM) $(KUBE_BIN)/kube ## install what test-cluster needs: Debian packages, and a build of Kubernetes
+cluster-tools: azure $(HELM) $(KUBE_BIN)/kube $(KUBE_SCHEMAS) ## install what test-cluster needs: Debian packages, and a build of Kubernetes
 	@test/step.sh "Debian packages of the cluster" test/packages.sh cluster
 
 test-kind: $(HELM) $(KIND) ## install the chart on kind; needs docker and the internet
@@ -118,14 +118,16 @@ $(KUBECONFORM):
 	@GOBIN=$(@D) test/step.sh "install kubeconform" go install github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
 
 $(KUBE_SCHEMAS):
-	@test/step.sh "schemas of Kubernetes $(KUBEVERSION)" test/cluster/schemas.sh $(KUBEVERSION) $@
+	@test/step.sh "schemas of Kubernetes $(KUBEVERSION) and of others" test/cluster/schemas.sh $(KUBEVERSION) $@
 
-lint: packages $(STATICCHECK) $(GOVULNCHECK) $(ACTIONLINT) ## gofmt, go vet, staticcheck, go mod tidy -diff, govulncheck, shellcheck, actionlint, Dockerfile
+lint: packages $(STATICCHECK) $(GOVULNCHECK) $(ACTIONLINT) ## gofmt, go vet, staticcheck, go mod tidy -diff, govulncheck of sources and binary, shellcheck, actionlint, Dockerfile
 	@test/step.sh "gofmt" test/gofmt.sh
 	@test/step.sh "go mod tidy -diff" go mod tidy -diff
 	@test/step.sh "go vet" go vet ./...
 	@test/step.sh "staticcheck" $(STATICCHECK) ./...
 	@test/step.sh "govulncheck" test/govulncheck.sh $(GOVULNCHECK)
+	@go build -o bin/athensctl-lint .
+	@test/step.sh "govulncheck of the binary" test/govulncheck.sh $(GOVULNCHECK) -mode=binary bin/athensctl-lint
 	@test/step.sh "shellcheck" test/shellcheck.sh
 	@test/step.sh "actionlint" $(ACTIONLINT) -color
 	@test/step.sh "Dockerfile, by BuildKit" go -C test/dockerfile test -count=1 .

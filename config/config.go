@@ -95,7 +95,7 @@ type Config struct {
 
 	OTLPEndpoint string  `key:"otlp-endpoint" help:"URL of an OpenTelemetry receiver that takes OTLP over HTTP as protobuf (http://collector:4318; /v1/traces is added). Traces are sent to it; empty: none are made."`
 	OTLPHeaders  List    `key:"otlp-headers" secret:"true" help:"NAME=VALUE: headers that the receiver asks for, to know who sends."`
-	TraceSample  float64 `key:"trace-sample" default:"1" zero:"true" help:"Share of the traces begun here that are recorded, from 0 to 1. One that a caller began (traceparent) is recorded if the caller's is."`
+	TraceSample  float64 `key:"trace-sample" default:"1" zero:"true" help:"Share of the traces begun here that are recorded, from 0 to 1. Of those that a client wants recorded (its traceparent says so), the same share is."`
 
 	Freshness          time.Duration `key:"freshness" default:"1m" help:"How long a version list, and the absence of a module, is served without asking upstream."`
 	ListMaxStale       time.Duration `key:"list-max-stale" default:"1h" help:"Up to this age a list is served while it is refreshed behind the reader."`

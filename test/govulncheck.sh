@@ -11,7 +11,7 @@ status=$?
 # Go's HTTP client words a failed connection `Get "URL": why`; an answer with an
 # error status is worded otherwise, and is a failure here.
 if [ "$status" = 1 ] && grep -Eq '^govulncheck: fetching vulnerabilities: (Get|Head) "https?://[^"]*": ' <<<"$out"; then
-	echo "govulncheck: database out of reach, not run"
+	echo "SKIPPED: govulncheck $*: its database is out of reach, nothing was looked at"
 	echo "  ${out##*$'\n'}"
 	exit 0
 fi

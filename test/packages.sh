@@ -29,6 +29,7 @@ if [ "${1:-}" = cluster ]; then
 	need busybox busybox-static
 	need varnishd varnish
 	need sysctl procps
+	need python3 python3
 	[ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
 else
 	need make make

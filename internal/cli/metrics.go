@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,8 +30,19 @@ func limits(cfg *config.Config) prometheus.Collector {
 	return g
 }
 
-// queueMetrics describes the queue when it is asked.
-type queueMetrics struct{ ledger storage.Ledger }
+// queueMetrics describes the queue when it is asked. Where the ledger does not say how
+// the queue is, its series are left out, and all others of the process are answered.
+type queueMetrics struct {
+	ledger storage.Ledger
+	failed prometheus.Counter
+	log    *slog.Logger
+}
+
+func newQueueMetrics(ledger storage.Ledger, log *slog.Logger) queueMetrics {
+	return queueMetrics{ledger, prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "athensctl_queue_unknown_total", Help: "Looks at the queue, for these metrics, that the ledger did not answer.",
+	}), log}
+}
 
 var (
 	queueJobs    = prometheus.NewDesc("athensctl_queue_jobs", "Jobs in the queue of fetches, claimed ones too.", nil, nil)
@@ -44,6 +56,7 @@ func (q queueMetrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- queueClaimed
 	ch <- queueParked
 	ch <- queueOldest
+	q.failed.Describe(ch)
 }
 
 func (q queueMetrics) Collect(ch chan<- prometheus.Metric) {
@@ -51,9 +64,12 @@ func (q queueMetrics) Collect(ch chan<- prometheus.Metric) {
 	defer cancel()
 	s, err := q.ledger.Queue(ctx)
 	if err != nil {
-		ch <- prometheus.NewInvalidMetric(queueJobs, err)
+		q.failed.Inc()
+		q.log.Warn("metrics are without the queue", "err", err)
+		q.failed.Collect(ch)
 		return
 	}
+	q.failed.Collect(ch)
 	for d, v := range map[*prometheus.Desc]float64{
 		queueJobs: float64(s.Jobs), queueClaimed: float64(s.Claimed), queueParked: float64(s.Parked), queueOldest: s.Oldest.Seconds(),
 	} {

@@ -1,8 +1,12 @@
 package cli
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"io"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"regexp"
@@ -11,10 +15,12 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/pflag"
 
 	"github.com/athensctl/athensctl/config"
 	"github.com/athensctl/athensctl/internal/cosmosfake"
+	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/cosmos"
 )
 
@@ -87,5 +93,34 @@ func TestMetricsPage(t *testing.T) {
 				t.Errorf("athensctl_limit{setting=%q} %v: no such setting, or no limit", setting, m.GetGauge().GetValue())
 			}
 		}
+	}
+}
+
+// away is a ledger that does not answer.
+type away struct{ storage.Ledger }
+
+func (away) Queue(context.Context) (storage.QueueStats, error) {
+	return storage.QueueStats{}, errors.New("the database is away")
+}
+
+// What the process can say of itself, it says while its database is away: that is when
+// somebody looks.
+func TestMetricsWithoutQueue(t *testing.T) {
+	var log bytes.Buffer
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(limits(&config.Config{Workers: 7}), newQueueMetrics(away{}, slog.New(slog.NewTextHandler(&log, nil))))
+	for i := 1; i <= 2; i++ {
+		w := httptest.NewRecorder()
+		promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		text := w.Body.String()
+		if w.Code != http.StatusOK || !strings.Contains(text, `athensctl_limit{setting="workers"} 7`) {
+			t.Fatalf("%d: %s", w.Code, text)
+		}
+		if want := "\nathensctl_queue_unknown_total " + string(rune('0'+i)) + "\n"; !strings.Contains(text, want) || strings.Contains(text, "athensctl_queue_jobs") {
+			t.Errorf("want %q, and nothing of the queue:\n%s", want, text)
+		}
+	}
+	if n := strings.Count(log.String(), "the database is away"); n != 2 {
+		t.Errorf("said %d times: %s", n, log.String())
 	}
 }

@@ -51,6 +51,9 @@ type process struct {
 	closers  []func() error
 	silent   bool // nobody is served
 
+	// patience is until when a store that another process has open is waited for; nil: not at all.
+	patience context.Context
+
 	store   storage.Store
 	ledger  storage.Ledger
 	crawler goproxy.Source
@@ -84,6 +87,9 @@ func runServe(ctx context.Context, cfg *config.Config, stderr io.Writer) (err er
 	log := newLogger(cfg, out)
 	p := newProcess(cfg, log)
 	defer func() { err = errors.Join(err, p.close()) }()
+	patience, cancel := context.WithTimeout(ctx, cfg.DrainDelay+cfg.DrainTimeout)
+	defer cancel()
+	p.patience = patience
 	// Each needs what stands before it.
 	for _, role := range []func() error{p.addStorage, p.addCrawler, p.addProxy} {
 		if err := role(); err != nil {
@@ -154,7 +160,7 @@ func (p *process) openStore() error {
 		p.work = append(p.work, s.Run)
 		p.closers = append(p.closers, s.Close)
 	default:
-		s, err := disk.Open(cfg.DataDir, disk.Options{QueueMax: cfg.QueueMax, Log: p.log})
+		s, err := p.openDisk()
 		if err != nil {
 			return err
 		}
@@ -164,12 +170,27 @@ func (p *process) openStore() error {
 	return nil
 }
 
+// openDisk opens the store on disk. The process before this one may still be draining: on
+// Kubernetes the pod that follows one that is deleted starts at once, and each time that it
+// ended for want of the store it would be started later.
+func (p *process) openDisk() (*disk.Store, error) {
+	for first := true; ; first = false {
+		s, err := disk.Open(p.cfg.DataDir, disk.Options{QueueMax: p.cfg.QueueMax, Log: p.log})
+		if !errors.Is(err, disk.ErrLocked) || p.patience == nil || p.patience.Err() != nil {
+			return s, err
+		}
+		if first {
+			p.log.Warn("another process has the store open: waiting for its end", "dir", p.cfg.DataDir)
+		}
+	}
+}
+
 func (p *process) addStorage() error {
 	if err := p.openStore(); err != nil || !p.cfg.Has("storage") {
 		return err
 	}
 	cfg := p.cfg
-	p.registry.MustRegister(queueMetrics{p.ledger})
+	p.registry.MustRegister(newQueueMetrics(p.ledger, p.log))
 	if cfg.Address("storage") == "" {
 		return nil
 	}

@@ -272,6 +272,10 @@ func warmAll(ctx context.Context, src goproxy.Source, all seeds, parallel int, b
 // warmAttempts is how often a server is asked that says to come again.
 const warmAttempts = 10
 
+// warmUnreached is how often one is asked that can't be reached, or does not reach what it
+// needs (502): on Kubernetes a Service may lead nowhere for a second after its pods are ready.
+const warmUnreached = 4
+
 // warmOne brings one version in. A server that is busy, or still fetching, is asked again.
 func warmOne(ctx context.Context, src goproxy.Source, m module.Version, want seed) (n int64, err error) {
 	for try := range warmAttempts {
@@ -281,6 +285,10 @@ func warmOne(ctx context.Context, src goproxy.Source, m module.Version, want see
 		pause := time.Second << min(try, 4)
 		switch goproxy.Status(err) {
 		case http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		case http.StatusBadGateway:
+			if try+1 >= warmUnreached {
+				return n, err
+			}
 		default:
 			return n, err
 		}

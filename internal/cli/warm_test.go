@@ -30,6 +30,7 @@ func (b *busy) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error)
 
 // A server that is busy or still fetching is asked again; what it refuses is not.
 func TestWarmWaits(t *testing.T) {
+	unreached := goproxy.Errorf(502, "connection refused")
 	late, wait, gone := goproxy.Errorf(504, "still being fetched"), goproxy.Busy(7*time.Second, "busy"), goproxy.NotFound("no such version")
 	many := make([]error, warmAttempts)
 	for i := range many {
@@ -43,6 +44,8 @@ func TestWarmWaits(t *testing.T) {
 	}{
 		{"at once", nil, 200, 0},
 		{"later", []error{late, wait}, 200, 8 * time.Second},
+		{"reached later", []error{unreached, unreached}, 200, 3 * time.Second},
+		{"not reached", []error{unreached, unreached, unreached, unreached}, 502, 7 * time.Second},
 		{"refused", []error{gone, late}, 404, 0},
 		{"never", many, 503, warmAttempts * 7 * time.Second},
 	} {

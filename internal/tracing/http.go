@@ -20,12 +20,16 @@ import (
 // https://opentelemetry.io/docs/specs/semconv/http/http-spans/.
 
 // Serve begins the span of a request that has come, in the trace of who asks, or where
-// there is none in a new one if begins says so. Without a tracer nothing is recorded, and
-// the trace goes on.
-func Serve(ctx context.Context, t trace.Tracer, req *http.Request, begins bool) (context.Context, trace.Span) {
+// there is none in a new one if public says so. Who asks is then anybody: that a trace is
+// to be recorded, which the public says at no cost, is a wish, and the Provider's share of
+// such requests is granted it. Without a tracer nothing is recorded, and the trace goes on.
+func Serve(ctx context.Context, t trace.Tracer, req *http.Request, public bool) (context.Context, trace.Span) {
 	ctx = Extract(ctx, req.Header)
-	if t == nil || !begins && !trace.SpanContextFromContext(ctx).IsValid() {
+	if t == nil || !public && !trace.SpanContextFromContext(ctx).IsValid() {
 		return ctx, none
+	}
+	if public && trace.SpanContextFromContext(ctx).IsSampled() {
+		ctx = context.WithValue(ctx, wish{}, true)
 	}
 	ctx, span := t.Start(ctx, method(req.Method), trace.WithSpanKind(trace.SpanKindServer))
 	if span.IsRecording() {

@@ -3,6 +3,7 @@ package tracing
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 // Options of a Provider. All are needed unless it says otherwise.
 type Options struct {
 	Receiver
-	Sample  float64 // share of the traces that begin here; one that a caller began is as it says
+	Sample  float64 // share of the traces that begin here, and of those that the public wants; another role's is as it says
 	Service string  // service.name
 	Version string  // service.version
 	// Instance is unique among the processes of a Service: service.instance.id.
@@ -62,7 +63,26 @@ func New(o Options) *Provider {
 			sdktrace.WithBatchTimeout(batchEvery), sdktrace.WithExportTimeout(exportTimeout)),
 	}
 	return &Provider{sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(q), sdktrace.WithRawSpanLimits(limits),
-		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(o.Sample))))}
+		sdktrace.WithSampler(sampler{sdktrace.ParentBased(sdktrace.TraceIDRatioBased(o.Sample)), o.Sample}))}
+}
+
+// wish is the key of a context whose remote parent is sampled because the public says so.
+type wish struct{}
+
+// sampler does not take the word of the public, nor its trace ids, which might be chosen
+// to be sampled.
+type sampler struct {
+	sdktrace.Sampler
+	share float64
+}
+
+// ShouldSample implements sdktrace.Sampler.
+func (s sampler) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingResult {
+	r := s.Sampler.ShouldSample(p)
+	if p.ParentContext.Value(wish{}) != nil && trace.SpanContextFromContext(p.ParentContext).IsRemote() && rand.Float64() >= s.share {
+		r.Decision = sdktrace.Drop
+	}
+	return r
 }
 
 // Tracer makes the first span of what the process is asked for, or does by itself.

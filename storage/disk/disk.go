@@ -73,8 +73,11 @@ const cleanKey = "disk/clean"
 // until its deletion is recorded.
 func deletingKey(m module.Version) string { return "disk/deleting/" + m.String() }
 
+// ErrLocked is that of Open for a folder that another process has open.
+var ErrLocked = errors.New("another athensctl has it open")
+
 // Open opens the store in dir, which is made when it is not there. A folder that
-// another process has open is an error.
+// another process has open, and keeps for 2 seconds more, is ErrLocked.
 func Open(dir string, o Options) (*Store, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -87,7 +90,7 @@ func Open(dir string, o Options) (*Store, error) {
 	ledger := filepath.Join(dir, "ledger.db")
 	db, err := openBolt(ledger)
 	if errors.Is(err, berrors.ErrTimeout) {
-		return nil, fmt.Errorf("open store %s: another athensctl has it open", dir)
+		return nil, fmt.Errorf("open store %s: %w", dir, ErrLocked)
 	} else if err != nil {
 		return nil, fmt.Errorf("open store: %s: %w (the folder modules beside it is whole: move ledger.db away, and it is made again)", ledger, err)
 	}

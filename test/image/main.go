@@ -1,13 +1,14 @@
 // Command image says what is in an image, and fails where that is not what the Dockerfile
 // promises:
 //
-//	image [--binary FILE] [--extract FILE] [--starts N] ARCHIVE
+//	image [--same ARCHIVE] [--binary FILE] [--extract FILE] [--starts N] ARCHIVE
 //
 // ARCHIVE is an image as `docker save` and `buildah push oci-archive:` write it: a tar of
 // an OCI layout, with one image. Printed are its configuration, history, layers and every
 // file. No file may be there but the known ones, each with its mode and owner; the binary is
 // static, for the image's architecture, without paths of the machine that built it, and
-// equal to --binary byte for byte where that is given. --extract writes it out. --starts
+// equal to --binary byte for byte where that is given. --same is another build of the image,
+// which must have the same digest. --extract writes the binary out. --starts
 // starts it N times, in nothing but the image's files and as its user, which needs root, and
 // prints how long it took to the first 200 of /healthz.
 package main
@@ -32,6 +33,7 @@ import (
 )
 
 func main() {
+	same := flag.String("same", "", "another build of the image, that must have the same digest")
 	binary := flag.String("binary", "", "another build of the binary, that must be equal")
 	extract := flag.String("extract", "", "where the binary is written")
 	starts := flag.Int("starts", 0, "how often it is started")
@@ -40,24 +42,30 @@ func main() {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := run(os.Stdout, flag.Arg(0), *binary, *extract, *starts); err != nil {
+	if err := run(os.Stdout, flag.Arg(0), *same, *binary, *extract, *starts); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(w io.Writer, archive, binary, extract string, starts int) error {
-	f, err := os.Open(archive)
+func run(w io.Writer, archive, same, binary, extract string, starts int) error {
+	img, err := open(archive)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	img, err := read(f)
-	if err != nil {
-		return fmt.Errorf("%s: %w", archive, err)
-	}
 	img.print(w)
 	errs := []error{img.checkConfig(), checkFiles(img.files), img.checkBinary()}
+	if same != "" {
+		other, err := open(same)
+		if err != nil {
+			return err
+		}
+		if other.digest != img.digest {
+			errs = append(errs, fmt.Errorf("%s is another image: %s, not %s", same, other.digest, img.digest))
+		} else {
+			fmt.Fprintln(w, "\nthe image built again: the same digest")
+		}
+	}
 	program := img.file("athensctl")
 	if program == nil {
 		return errors.Join(errs...)
@@ -102,6 +110,7 @@ type descriptor struct {
 }
 
 type image struct {
+	digest string // of the manifest
 	config struct {
 		Architecture string `json:"architecture"`
 		OS           string `json:"os"`
@@ -130,6 +139,19 @@ type layer struct {
 type file struct {
 	tar.Header
 	content []byte
+}
+
+func open(archive string) (*image, error) {
+	f, err := os.Open(archive)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	img, err := read(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", archive, err)
+	}
+	return img, nil
 }
 
 // read reads the archive of an image. What is above a GB is refused.
@@ -176,7 +198,7 @@ func read(r io.Reader) (*image, error) {
 	if err := json.Unmarshal(b, &manifest); err != nil {
 		return nil, err
 	}
-	img := &image{}
+	img := &image{digest: index.Manifests[0].Digest}
 	if b, err = get(manifest.Config); err != nil {
 		return nil, err
 	}
@@ -250,6 +272,7 @@ func (img *image) file(name string) *file {
 
 func (img *image) print(w io.Writer) {
 	c := img.config
+	fmt.Fprintln(w, img.digest)
 	fmt.Fprintf(w, "%s/%s, user %s, entrypoint %q, command %q, environment %q\n", c.OS, c.Architecture, c.Config.User, c.Config.Entrypoint, c.Config.Cmd, c.Config.Env)
 	var compressed, bytes int64
 	for _, l := range img.layers {

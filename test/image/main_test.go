@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // entry is a file of a layer.
@@ -132,10 +133,10 @@ func TestRun(t *testing.T) {
 		}
 		extract := filepath.Join(t.TempDir(), "out")
 		var out strings.Builder
-		if err := run(&out, archive(t, config(arch), good(program)), same, extract, 0); err != nil {
+		if err := run(&out, archive(t, config(arch), good(program)), archive(t, config(arch), good(program)), same, extract, 0); err != nil {
 			t.Fatalf("%s: %v", arch, err)
 		}
-		for _, want := range []string{"linux/" + arch, "1 layers", "/etc/ssl/certs/ca-certificates.crt", sum(program), "elsewhere: the same", fmt.Sprintf("-rwxr-xr-x     0:0     %9d  /athensctl", len(program))} {
+		for _, want := range []string{"linux/" + arch, "1 layers", "/etc/ssl/certs/ca-certificates.crt", sum(program), "elsewhere: the same", "built again: the same digest", fmt.Sprintf("-rwxr-xr-x     0:0     %9d  /athensctl", len(program))} {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("%s: no %q in\n%s", arch, want, out.String())
 			}
@@ -196,7 +197,7 @@ func TestRefused(t *testing.T) {
 			if c.config == nil {
 				c.config = config("amd64")
 			}
-			err := run(io.Discard, archive(t, c.config, c.layers...), "", "", 0)
+			err := run(io.Discard, archive(t, c.config, c.layers...), "", "", "", 0)
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
 			}
@@ -207,8 +208,16 @@ func TestRefused(t *testing.T) {
 		if err := os.WriteFile(other, build(t, "amd64", "-trimpath", "-ldflags=-w"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		err := run(io.Discard, archive(t, config("amd64"), good(program)), other, "", 0)
+		err := run(io.Discard, archive(t, config("amd64"), good(program)), "", other, "", 0)
 		if err == nil || !strings.Contains(err.Error(), "is another binary") {
+			t.Error(err)
+		}
+	})
+	t.Run("another image", func(t *testing.T) {
+		later := good(program)
+		later[len(later)-1].ModTime = time.Unix(2, 0)
+		err := run(io.Discard, archive(t, config("amd64"), good(program)), archive(t, config("amd64"), later), "", "", 0)
+		if err == nil || !strings.Contains(err.Error(), "is another image") {
 			t.Error(err)
 		}
 	})

@@ -135,6 +135,16 @@ func check(path, text string) error {
 	if defaults, _ := w["defaults"].(object); defaults == nil || fmt.Sprint(defaults["run"]) != "map[shell:bash]" {
 		bad("the shell is not bash with pipefail: defaults are %v", defaults)
 	}
+	// GitHub keeps one run of a group waiting, and cancels the one that waited before: that must
+	// not be one which has yet to be tested. A run that is called has the event of its caller.
+	if group, _ := w["concurrency"].(object); group != nil && (slices.Contains(on, "push") || slices.Contains(on, "workflow_call")) {
+		if name := fmt.Sprint(group["group"]); !strings.Contains(name, "github.run_id") && !onlyTags(w) {
+			bad("concurrency: pushes share the group %s: some would be cancelled before they are tested", name)
+		}
+		if c := fmt.Sprint(group["cancel-in-progress"]); c != "false" && c != "${{ github.event_name == 'pull_request' }}" {
+			bad("concurrency: a push may be cancelled by the next: cancel-in-progress is %s", c)
+		}
+	}
 	jobs, _ := w["jobs"].(object)
 	if len(jobs) == 0 {
 		bad("no jobs")
@@ -149,6 +159,9 @@ func check(path, text string) error {
 			steps++
 		} else if job["timeout-minutes"] == nil {
 			bad("%s: no timeout-minutes", name)
+		}
+		if job["concurrency"] != nil && fmt.Sprint(job["uses"]) == "./.github/workflows/ci.yml" {
+			bad("%s: tests wait for each other: some would be cancelled", name)
 		}
 		eachStep(name, job["steps"])
 		identity := permissions["id-token"] != nil || job["environment"] != nil
@@ -180,6 +193,13 @@ func ours(jobs object, name string) bool {
 		}
 	}
 	return false
+}
+
+// onlyTags says whether all pushes that start a workflow are of tags: each is its own ref.
+func onlyTags(w object) bool {
+	on, _ := w["on"].(object)
+	push, _ := on["push"].(object)
+	return len(on) == 1 && push["tags"] != nil && push["branches"] == nil && push["branches-ignore"] == nil
 }
 
 func triggers(w object) (list []string) {
@@ -228,6 +248,10 @@ func TestRefused(t *testing.T) {
 		{ci, "make test-kind", `make test-kind NAME="${{ github.event.pull_request.title }}"`, "a script has an expression"},
 		{ci, "  pull_request:\n", "  pull_request_target:\n", "strangers' text"},
 		{ci, "contents: read\n", "contents: read\n      id-token: write\n", "a fork gets an identity"},
+		{ci, "github.ref || github.run_id", "github.ref || github.ref_name", "pushes share the group"},
+		{ci, "  cancel-in-progress: ${{ github.event_name == 'pull_request' }}", "  cancel-in-progress: true", "a push may be cancelled"},
+		{production, "jobs:\n", "concurrency:\n  group: deploy-production\n  cancel-in-progress: false\njobs:\n", "pushes share the group"},
+		{production, "    uses: ./.github/workflows/ci.yml\n", "    uses: ./.github/workflows/ci.yml\n    concurrency: tests\n", "tests wait for each other"},
 		{staging, "vars.AZURE_CLIENT_ID", "secrets.AZURE_CLIENT_ID", "a stored secret"},
 		{staging, "'closed' && github.event.pull_request.head.repo.full_name == github.repository", "'closed'", "a fork gets an identity"},
 		{staging, "'closed' && github.event.pull_request.head.repo.full_name == github.repository", "'closed' || github.event.pull_request.head.repo.full_name == github.repository", "a fork gets an identity"},

@@ -38,14 +38,47 @@ storage{{ if ne .Values.networkMode "offline" }},crawler{{ end }},proxy
 {{ if .Values.internalToken.existingSecret }}{{ .Values.internalToken.key }}{{ else }}token{{ end }}
 {{- end }}
 
+{{/* The token: what is given, what the release has already, or a new one, which is the same in every template. */}}
+{{- define "athensctl.token" -}}
+{{- $t := .Values.internalToken }}
+{{- if and (not $t.value) (not (hasKey $t "made")) }}
+{{- $old := lookup "v1" "Secret" .Release.Namespace (include "athensctl.tokenSecret" .) }}
+{{- $_ := set $t "made" (dig "data" "token" "" $old | b64dec | default (randAlphaNum 40)) }}
+{{- end }}
+{{- default $t.made $t.value }}
+{{- end }}
+
+{{/* A checksum of the Secrets that a role reads when it starts: (list $ "proxy"). Another
+content, and helm upgrade makes new pods. Without a cluster (helm template) only the token
+that is given is known. */}}
+{{- define "athensctl.secrets" -}}
+{{- $root := index . 0 }}{{ $role := index . 1 }}{{ $v := $root.Values }}
+{{- $sum := $root.Release.Namespace }}
+{{- if not $v.internalToken.existingSecret }}{{ $sum = printf "%s token %s" $sum (include "athensctl.token" $root) }}{{ end }}
+{{- $names := list $v.internalToken.existingSecret $v.tracing.headersSecret }}
+{{- if eq $role "storage" }}{{ $names = append $names $v.store.existingSecret }}
+{{- else }}{{ $names = append $names $v.webhook.existingSecret }}{{ end }}
+{{- if eq $role "crawler" }}{{ $names = append (append $names $v.vcs.existingSecret) $v.vcs.sshSecret }}{{ end }}
+{{- if eq $role "proxy" }}{{ $names = append $names $v.requireHeader.existingSecret }}{{ end }}
+{{- range $name := compact $names }}
+{{- $sum = printf "%s %s %s" $sum $name (dig "data" dict (lookup "v1" "Secret" $root.Release.Namespace $name) | toJson) }}
+{{- end }}
+{{- sha256sum $sum }}
+{{- end }}
+
 {{- define "athensctl.serviceAccount" -}}
 {{- $root := index . 0 }}{{- $role := index . 1 -}}
 {{ default (printf "%s-%s" (include "athensctl.fullname" $root) $role) (index $root.Values $role).serviceAccount.name }}
 {{- end }}
 
+{{/* A quantity as text. A whole number of a values file is a float64 here: 8.589934592e+09. */}}
+{{- define "athensctl.quantity" -}}
+{{ if kindIs "float64" . }}{{ printf "%.0f" . }}{{ else }}{{ . }}{{ end }}
+{{- end }}
+
 {{/* A quantity of memory in MiB: 512Mi, 1Gi, 1.5G, bytes. */}}
 {{- define "athensctl.mebibytes" -}}
-{{- $q := toString . }}
+{{- $q := include "athensctl.quantity" . }}
 {{- $units := dict "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "k" 1000.0 "M" 1000000.0 "G" 1000000000.0 "T" 1000000000000.0 }}
 {{- $number := regexFind "^[0-9.]+" $q }}
 {{- $unit := regexFind "[A-Za-z]*$" $q }}
@@ -62,6 +95,8 @@ storage{{ if ne .Values.networkMode "offline" }},crawler{{ end }},proxy
       "drain-delay" (printf "%ds" (int $v.drainSeconds)) "drain-timeout" (printf "%ds" (int $v.drainTimeoutSeconds)) "log-format" "json" }}
 {{- if eq $role "storage" }}
 {{- $_ := set $c "store" $v.store.type }}
+{{- /* Where there is one replica nobody is sent elsewhere meanwhile: the next pod waits for this one's end. */}}
+{{- if ne $v.store.type "cosmos" }}{{ $_ := set $c "drain-delay" "0s" }}{{ end }}
 {{- if eq $v.store.type "cosmos" }}
 {{- $_ := set $c "cosmos-database" $v.store.cosmos.database }}
 {{- with $v.store.cosmos.endpoint }}{{ $_ := set $c "cosmos-endpoint" . }}{{ end }}

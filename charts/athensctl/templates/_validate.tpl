@@ -1,7 +1,7 @@
 {{/* Combinations that can't work, each with a sentence that says why. */}}
 {{- define "athensctl.validate" -}}
 {{- $v := .Values }}
-{{- range list "role" "listen" "storage-listen" "crawler-listen" "data-dir" "cache-dir" "store" "storage-url" "crawler-url" "internal-token" "network-mode" "drain-delay" "drain-timeout" "require-header" "cosmos-endpoint" "cosmos-key" "cosmos-connection-string" "cosmos-database" "cosmos-regions" "blob-endpoint" "blob-container" "blob-connection-string" "vcs-tokens" "vcs-netrc" "vcs-ssh-key" "vcs-ssh-passphrase" "vcs-known-hosts" "otlp-endpoint" "otlp-headers" "trace-sample" }}
+{{- range list "role" "listen" "storage-listen" "crawler-listen" "data-dir" "cache-dir" "store" "storage-url" "crawler-url" "internal-token" "network-mode" "drain-delay" "drain-timeout" "require-header" "cosmos-endpoint" "cosmos-key" "cosmos-connection-string" "cosmos-database" "cosmos-regions" "blob-endpoint" "blob-container" "blob-connection-string" "vcs-tokens" "vcs-netrc" "vcs-ssh-key" "vcs-ssh-passphrase" "vcs-known-hosts" "otlp-endpoint" "otlp-headers" "trace-sample" "webhook-secret" "cache-max-bytes" "inflight-max-bytes" }}
 {{- if hasKey $v.settings . }}{{ fail (printf "settings: %s is set by the chart, from a value of its own" .) }}{{ end }}
 {{- end }}
 {{- range list "upstream" "private" "sumdb" }}
@@ -22,9 +22,15 @@
 {{- end }}
 {{- if and $v.internalToken.value $v.internalToken.existingSecret }}{{ fail "internalToken has both value and existingSecret: give one" }}{{ end }}
 {{- if and $v.internalToken.value (lt (len $v.internalToken.value) 16) }}{{ fail "internalToken.value has fewer than 16 characters" }}{{ end }}
+{{- if and $v.internalToken.value (not (regexMatch "^[!-~]+$" $v.internalToken.value)) }}{{ fail "internalToken.value has a space, a newline or what is not ASCII, which a header can't carry" }}{{ end }}
 {{- if and $v.ingress.enabled $v.httpRoute.enabled }}{{ fail "ingress and httpRoute are both enabled: choose one" }}{{ end }}
 {{- if and $v.ingress.enabled (not $v.ingress.hosts) }}{{ fail "ingress is enabled: ingress.hosts is needed" }}{{ end }}
-{{- if and (not $v.ingress.enabled) $v.ingress.hosts }}{{ fail "ingress.hosts is set, but ingress is not enabled" }}{{ end }}
+{{- range list "hosts" "tlsSecret" "className" "annotations" }}
+{{- if and (not $v.ingress.enabled) (get $v.ingress .) }}{{ fail (printf "ingress.%s is set, but ingress is not enabled" .) }}{{ end }}
+{{- end }}
+{{- range list "parentRefs" "hostnames" }}
+{{- if and (not $v.httpRoute.enabled) (get $v.httpRoute .) }}{{ fail (printf "httpRoute.%s is set, but httpRoute is not enabled" .) }}{{ end }}
+{{- end }}
 {{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) }}{{ fail "httpRoute is enabled: httpRoute.parentRefs is needed" }}{{ end }}
 {{- with $v.proxy.autoscaling }}
 {{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) }}{{ fail (printf "proxy.autoscaling: minReplicas %d is above maxReplicas %d" (int .minReplicas) (int .maxReplicas)) }}{{ end }}
@@ -32,11 +38,17 @@
 {{- end }}
 {{- with $v.crawler.keda }}
 {{- if and .enabled (not .prometheus) }}{{ fail "crawler.keda is enabled: crawler.keda.prometheus is needed, the URL of a Prometheus that has athensctl_queue_jobs" }}{{ end }}
+{{- if and .enabled (lt (int .minReplicas) 1) }}{{ fail "crawler.keda.minReplicas is 0: the queue is filled by crawlers, so that with none of them it never gets longer, and none would be started" }}{{ end }}
 {{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) }}{{ fail (printf "crawler.keda: minReplicas %d is above maxReplicas %d" (int .minReplicas) (int .maxReplicas)) }}{{ end }}
 {{- end }}
 {{- if and (eq $v.networkMode "offline") $v.crawler.keda.enabled }}{{ fail "networkMode is offline: there is no crawler for crawler.keda to scale" }}{{ end }}
 {{- if and (eq $v.networkMode "offline") $v.upstream }}{{ fail "networkMode is offline: nobody would ask upstream" }}{{ end }}
 {{- if and (eq $v.networkMode "offline") $v.vcs.existingSecret }}{{ fail "networkMode is offline: nobody would ask the git hosts of vcs.existingSecret" }}{{ end }}
+{{- if and (eq $v.networkMode "offline") $v.webhook.existingSecret }}{{ fail "networkMode is offline: nobody would bring in what the pushes of webhook.existingSecret tell of" }}{{ end }}
+{{- if and (eq $v.networkMode "offline") $v.networkPolicy.crawlerTo }}{{ fail "networkMode is offline: there is no crawler for networkPolicy.crawlerTo" }}{{ end }}
+{{- if and (not $v.networkPolicy.enabled) $v.networkPolicy.crawlerTo }}{{ fail "networkPolicy.crawlerTo is set, but networkPolicy is not enabled: nothing is forbidden" }}{{ end }}
+{{- if and (ne $v.networkMode "offline") (eq (int $v.crawler.replicas) 0) (not $v.crawler.keda.enabled) }}{{ fail "crawler.replicas is 0: nobody would bring in what is not kept; if that is meant, networkMode=offline says so" }}{{ end }}
+{{- if eq (int $v.storage.replicas) 0 }}{{ fail "storage.replicas is 0: nothing could be answered" }}{{ end }}
 {{- with $v.tracing }}
 {{- if and .endpoint $v.networkPolicy.enabled (not .egress) }}{{ fail "tracing.endpoint is set, and networkPolicy.enabled: no pod could reach it; tracing.egress is needed, the rules that let them" }}{{ end }}
 {{- if and (not .endpoint) (or .egress .headersSecret) }}{{ fail "tracing.egress and tracing.headersSecret are for tracing.endpoint, which is not set" }}{{ end }}

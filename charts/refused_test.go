@@ -1,0 +1,114 @@
+package charts
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/athensctl/athensctl/config"
+)
+
+// What can't work is refused, with a sentence that says why.
+func TestRefused(t *testing.T) {
+	identity := "storage.serviceAccount.annotations.azure\\.workload\\.identity/client-id=x"
+	cosmos := "store.type=cosmos,store.cosmos.endpoint=https://a.documents.azure.com," + identity
+	for set, want := range map[string]string{
+		"storage.replicas=2":                                "storage.replicas is 2, but store.type disk is one process's own",
+		"store.type=memory,storage.replicas=3":              "storage.replicas is 3, but store.type memory",
+		"store.type=tape":                                   "store/type",
+		"store.type=cosmos":                                 "store.cosmos.endpoint is needed",
+		"store.type=cosmos,store.cosmos.endpoint=https://x": "azure.workload.identity/client-id",
+		"store.type=cosmos,store.cosmos.endpoint=nowhere":   "does not match pattern",
+		"store.cosmos.endpoint=https://x":                   "store.cosmos.endpoint is set, but store.type is disk",
+		"store.blob.endpoint=https://x":                     "store.blob.endpoint is set, but store.type is disk",
+		"store.existingSecret=x":                            "store.existingSecret is set, but store.type disk has no credentials",
+		"store.blob.container=Modules":                      "store/blob/container",
+		cosmos + ",store.disk.existingClaim=x":              "store.disk.existingClaim is set, but store.type is cosmos",
+		"store.disk.size=big":                               "store/disk/size",
+		"internalToken.existingSecret=x":                    "internalToken has both value and existingSecret",
+		"internalToken.value=short":                         "fewer than 16 characters",
+		"ingress.enabled=true":                              "ingress.hosts is needed",
+		"ingress.hosts={a.example.com}":                     "ingress is not enabled",
+		"ingress.enabled=true,ingress.hosts={a.example.com},httpRoute.enabled=true,httpRoute.parentRefs[0].name=g": "ingress and httpRoute are both enabled",
+		"httpRoute.enabled=true": "httpRoute.parentRefs is needed",
+		"ingress.enabled=true,ingress.hosts={a.example.com},proxy.replicas=0":                            "proxy.replicas is 0",
+		"proxy.autoscaling.enabled=true,proxy.autoscaling.minReplicas=9,proxy.autoscaling.maxReplicas=3": "minReplicas 9 is above maxReplicas 3",
+		"proxy.autoscaling.enabled=true,proxy.resources.requests=null":                                   "proxy.resources.requests.cpu is needed",
+		"crawler.keda.enabled=true": "crawler.keda.prometheus is needed",
+		"crawler.keda.enabled=true,crawler.keda.prometheus=http://p,crawler.keda.minReplicas=7": "minReplicas 7 is above maxReplicas 5",
+		"networkMode=offline,crawler.keda.enabled=true,crawler.keda.prometheus=http://p":        "there is no crawler",
+		"networkMode=offline,upstream=https://x":                                                "nobody would ask upstream",
+		"networkMode=offline,vcs.existingSecret=x":                                              "nobody would ask the git hosts",
+		"networkMode=sometimes":                         "networkMode",
+		"proxy.pdb.minAvailable=2":                      "no node could ever be drained",
+		"crawler.replicas=3,crawler.pdb.minAvailable=3": "crawler.pdb.minAvailable is 3, with 3 replicas",
+		"proxy.resources.limits.memory=64Mi":            "96Mi is the least",
+		"proxy.resources.limits.memory=a lot":           "is not a quantity of memory",
+		"crawler.spoolSize=100Mi":                       "1Gi is the least",
+		"storage.spoolSize=100Mi":                       "storage.spoolSize is 100Mi",
+		"settings.role=all":                             "role is set by the chart",
+		"settings.cosmos-key=x":                         "cosmos-key is set by the chart",
+		"settings.upstream=off":                         "upstream is a value of its own",
+		"proxy.replica=3":                               "additional properties 'replica' not allowed",
+		"service.port=70000":                            "service/port",
+		"image.digest=sha256:12":                        "image/digest",
+		"drainSeconds=-1":                               "drainSeconds",
+		"settings.otlp-endpoint=http://c":               "otlp-endpoint is set by the chart",
+		"tracing.endpoint=http://c:4318":                "tracing.egress is needed",
+		"tracing.endpoint=collector:4318":               "tracing/endpoint",
+		"tracing.endpoint=http://me:pw@c":               "tracing/endpoint",
+		"tracing.headersSecret=x":                       "tracing.endpoint, which is not set",
+		"tracing.sample=2":                              "tracing/sample",
+		"tracing.egress[0].ports[0].port=4318":          "tracing/egress",
+		"networkMode=offline,vcs.sshSecret=x":           "nobody would ask the git hosts of vcs.sshSecret",
+		"settings.vcs-ssh-key=x":                        "vcs-ssh-key is set by the chart",
+		"metrics.serviceMonitor.apiVersion=v1":          "apiVersion",
+		"crawler.keda.enabled=true,crawler.keda.prometheus=http://p,crawler.keda.minReplicas=0": "none would be started",
+		"crawler.replicas=0":                            "networkMode=offline says so",
+		"storage.replicas=0":                            "nothing could be answered",
+		"settings.cache-max-bytes=1GiB":                 "cache-max-bytes is set by the chart",
+		"settings.inflight-max-bytes=1GiB":              "inflight-max-bytes is set by the chart",
+		"networkMode=offline,webhook.existingSecret=x":  "the pushes of webhook.existingSecret",
+		"httpRoute.hostnames={a.example.com}":           "httpRoute.hostnames is set, but httpRoute is not enabled",
+		"httpRoute.parentRefs[0].name=g":                "httpRoute.parentRefs is set, but httpRoute is not enabled",
+		"ingress.tlsSecret=x":                           "ingress.tlsSecret is set, but ingress is not enabled",
+		"ingress.className=x":                           "ingress.className is set, but ingress is not enabled",
+		"ingress.annotations.a=x":                       "ingress.annotations is set, but ingress is not enabled",
+		"internalToken.value=0123456789 abcdef":         "internalToken.value has a space",
+		"internalToken.value=0123456789\u00e9abcdef":    "what is not ASCII",
+		"networkPolicy.crawlerTo[0].ports[0].port=8443": "networkPolicy/crawlerTo",
+		"networkPolicy.enabled=false,networkPolicy.crawlerTo[0].to[0].ipBlock.cidr=10.0.0.0/8": "nothing is forbidden",
+		"networkMode=offline,networkPolicy.crawlerTo[0].to[0].ipBlock.cidr=10.0.0.0/8":         "there is no crawler for networkPolicy.crawlerTo",
+	} {
+		if out, err := render(t, "--set", set); err == nil {
+			t.Errorf("--set %s: rendered %d bytes, want %q", set, len(out), want)
+		} else if !strings.Contains(err.Error(), want) {
+			t.Errorf("--set %s: %v\nwant %q", set, err, want)
+		}
+	}
+}
+
+// No secret gets into the ConfigMap: what the program knows as one is refused in settings.
+func TestSecretsRefused(t *testing.T) {
+	found := 0
+	for field := range reflect.TypeFor[config.Config]().Fields() {
+		key := field.Tag.Get("key")
+		if field.Tag.Get("secret") != "true" {
+			continue
+		}
+		found++
+		if _, err := render(t, "--set", "settings."+key+"=0123456789abcdef"); err == nil || !strings.Contains(err.Error(), key+" is set by the chart") {
+			t.Errorf("settings.%s: %v", key, err)
+		}
+	}
+	if found < 9 {
+		t.Errorf("%d secret settings: this test does not see them", found)
+	}
+}
+
+// Without a crawler and with none wanted, what only a crawler reads may be as it is.
+func TestOfflineWithoutCrawler(t *testing.T) {
+	if _, err := render(t, "--set", "networkMode=offline,crawler.replicas=0"); err != nil {
+		t.Error(err)
+	}
+}
