@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net/http"
 	"os"
 	"time"
 
@@ -134,7 +135,11 @@ func (p *Proxy) current(ctx context.Context, now time.Time, k storage.Key) (a *c
 	}
 	switch {
 	case a == nil || a.err != nil && age >= p.o.Freshness:
+		old := a
 		if a, err = p.awaitRefresh(ctx, k); err != nil {
+			if e := p.wasAbsent(old, err); e != nil {
+				return nil, fromOld, e
+			}
 			return nil, "", err
 		}
 		tier = fromCrawler
@@ -167,6 +172,17 @@ func (p *Proxy) current(ctx context.Context, now time.Time, k storage.Key) (a *c
 		return nil, tier, a.err
 	}
 	return a, tier, nil
+}
+
+// wasAbsent is the answer for what upstream said it does not have, when it fails now: the go
+// command asks for every path in front of a package's module, and an error of one ends its
+// work. nil: that was not said, or mode and failure want the failure handed on.
+func (p *Proxy) wasAbsent(old *changing, failure error) error {
+	s := goproxy.Status(failure)
+	if p.o.Mode != Fallback || s < 500 && s != http.StatusTooManyRequests || old == nil || !goproxy.IsAbsent(old.err) {
+		return nil
+	}
+	return &goproxy.Error{Status: goproxy.Status(old.err), Message: old.err.Error(), NoStore: true}
 }
 
 func (p *Proxy) rememberChanging(k storage.Key, a *changing) {

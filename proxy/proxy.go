@@ -281,13 +281,19 @@ func (p *Proxy) fetch(ctx context.Context, k storage.Key, get func(context.Conte
 		return nil, "", err
 	}
 	defer leave()
-	return p.share(ctx, k.String(), k, func(ctx context.Context) (any, string, error) {
+	v, tier, err = p.share(ctx, k.String(), k, func(ctx context.Context) (any, string, error) {
 		return p.keep(ctx, k, fromCrawler, func(ctx context.Context) (any, error) {
 			v, err := get(ctx, p.crawler)
 			p.rememberRefusal(k, err)
 			return v, err
 		})
 	})
+	if err != nil && p.o.Mode == Fallback && !isRefusal(err) && ctx.Err() == nil {
+		if e := p.wasAbsent(p.fromLedger(ctx, k), err); e != nil {
+			return nil, fromOld, e
+		}
+	}
+	return v, tier, err
 }
 
 // keep remembers what get returns, unless it was deleted meanwhile.

@@ -136,7 +136,7 @@ ready() { # HOST PORT
 	return 1
 }
 
-# serve UPSTREAM SUMDB [--network-mode=offline]: starts the layout; what it keeps stays from
+# serve UPSTREAM SUMDB [ARGUMENT]: starts the layout; what it keeps stays from
 # one to the next. Offline there is no crawler.
 serve() {
 	local all=(--sumdb="$2" "${@:3}") to=(--storage-url="http://$host:$((port + 1))")
@@ -146,7 +146,7 @@ serve() {
 	else
 		role storage storage --listen="$host:$((port + 1))"
 		step "storage is ready" ready "$host" $((port + 1))
-		if [ $# = 2 ]; then
+		if [ "${3:-}" != --network-mode=offline ]; then
 			role crawler crawler --listen="$host:$((port + 2))" --upstream="$1" "${all[@]}" "${to[@]}"
 			step "crawler is ready" ready "$host" $((port + 2))
 			to+=(--crawler-url="http://$host:$((port + 2))")
@@ -210,7 +210,7 @@ for layout; do
 	step "SIGTERM to all, exit 0" stop
 	echo "-- upstream and the checksum database are gone: $away"
 	gone="${sumdb%% *} $away"
-	serve "$away" "$gone"
+	serve "$away" "$gone" --freshness=1s # as if it were much later
 	commands
 	step "SIGTERM to all, exit 0" stop
 	echo "-- after a restart, in network mode offline"

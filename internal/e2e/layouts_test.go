@@ -188,18 +188,18 @@ func unknownKey(t *testing.T) string {
 }
 
 // The three network modes, with lists that are older than list-max-stale: strict hands
-// upstream's failure on, fallback serves what is kept, marked stale, and offline asks nobody
-// and works @latest out from what is kept. Files that never change are served by all.
+// upstream's failure on, fallback serves what is kept, marked stale, and says of what upstream
+// did not have that it is not there, and offline asks nobody and works @latest out from what is kept. Files that never change are served by all.
 func TestNetworkModes(t *testing.T) {
 	t.Parallel()
 	for mode, want := range map[string]struct {
-		list, latest int
-		version      string // that @latest is
-		asks         bool
+		list, latest, absent int    // absent: what upstream said that it does not have
+		version              string // that @latest is
+		asks                 bool
 	}{
-		"strict":   {502, 502, "", true},
-		"fallback": {200, 200, "v1.2.0", true},
-		"offline":  {200, 200, "v1.1.0", false}, // v1.2.0 is known, and not kept
+		"strict":   {502, 502, 502, "", true},
+		"fallback": {200, 200, 404, "v1.2.0", true},
+		"offline":  {200, 200, 404, "v1.1.0", false}, // v1.2.0 is known, and not kept
 	} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
@@ -213,6 +213,13 @@ func TestNetworkModes(t *testing.T) {
 			for _, file := range []string{"@v/list", "@latest", "@v/v1.1.0.info", "@v/v1.1.0.mod", "@v/v1.1.0.zip"} {
 				if status, body, h := get(t, p.url+"/example.com/m/"+file); status != 200 || h.Get("Athensctl-Stale") != "" {
 					t.Fatalf("%s: %d %s, stale: %q", file, status, body, h.Get("Athensctl-Stale"))
+				}
+			}
+			// Every path in front of a package's module is asked for.
+			absent := []string{"example.com/m/cmd/x/@v/v1.1.0.info", "example.com/m/cmd/@v/list", "example.com/m/cmd/@latest"}
+			for _, file := range absent {
+				if status, body, _ := get(t, p.url+"/"+file); status != 404 {
+					t.Fatalf("%s: %d %s", file, status, body)
 				}
 			}
 			p.terminate()
@@ -234,6 +241,11 @@ func TestNetworkModes(t *testing.T) {
 			}
 			if status, body, _ = get(t, p.url+"/example.com/m/@latest"); status != want.latest || !strings.Contains(body, want.version) {
 				t.Errorf("@latest: %d %q, want %d with %s", status, body, want.latest, want.version)
+			}
+			for _, file := range absent {
+				if status, body, h := get(t, p.url+"/"+file); status != want.absent || want.asks && h.Get("Cache-Control") != "no-store" {
+					t.Errorf("%s: %d %s, %q; want %d, no-store", file, status, body, h.Get("Cache-Control"), want.absent)
+				}
 			}
 			status, body, _ = get(t, p.url+"/example.com/unknown/@v/list")
 			if want.asks && status != 502 || !want.asks && status != 404 {
