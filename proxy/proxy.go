@@ -207,6 +207,9 @@ func (p *Proxy) zip(ctx context.Context, m module.Version) (b *goproxy.Blob, tie
 	return nil, tier, goproxy.NotFound("%s (zip): it was deleted", m)
 }
 
+// spoolTimeout bounds a zip whose bytes go on coming.
+const spoolTimeout = 30 * time.Minute
+
 // spool brings a zip into the disk cache. ctx's deadline is for its beginning: from then on it
 // goes on as long as bytes come. A cache that does not work is no error: the zip is
 // then read without it.
@@ -214,6 +217,8 @@ func (p *Proxy) spool(ctx context.Context, k storage.Key, s goproxy.Source, m mo
 	generation := p.generation.Load()
 	reading, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	reading, stop := context.WithTimeout(reading, max(spoolTimeout, 2*p.o.FetchTimeout))
+	defer stop()
 	begun := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
 	b, err := s.Zip(reading, m)
 	if err != nil {

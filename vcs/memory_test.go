@@ -221,7 +221,7 @@ func TestHostileMemory(t *testing.T) {
 			return &hostileRepo{head: fmt.Sprintf("%x", head), pack: p}
 		}},
 		{"large deltas", "zip|used up", "zip", func(t *testing.T) *hostileRepo {
-			const size = 24 << 20
+			const size = 48 << 20
 			p := newPack(t, 9+3)
 			body := make([]byte, size)
 			mod, _ := p.add(3, gomod)
@@ -238,7 +238,7 @@ func TestHostileMemory(t *testing.T) {
 			sum, _ := p.add(2, tree)
 			return &hostileRepo{head: fmt.Sprintf("%x", p.commit(sum, "", "x")), pack: p}
 		}},
-		{"a delta of 500 MiB", "at most 25165824", "zip", func(t *testing.T) *hostileRepo {
+		{"a delta of 500 MiB", "at most 50331648", "zip", func(t *testing.T) *hostileRepo {
 			p := newPack(t, 3)
 			_, at := p.add(3, make([]byte, 500<<20))
 			p.delta(at, copies(500<<20, 1))

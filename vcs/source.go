@@ -41,7 +41,7 @@ type Options struct {
 	// 0: 4 GiB.
 	DiskBytes int64
 	// MemoryBytes is how much memory what is read of packs and refs may take; past it an
-	// answer is a 503. Objects that are made of deltas take up to 144 MiB more.
+	// answer is a 503. Objects that are made of deltas take up to 168 MiB more.
 	// 0: 192 MiB.
 	MemoryBytes int64
 }
@@ -76,12 +76,13 @@ func New(r *remote.Remote, o Options) *Source {
 	if o.MemoryBytes <= 0 {
 		o.MemoryBytes = 192 << 20
 	}
+	made := git.MadeBytes(git.DefaultLimits)
 	s := &Source{o: o, remote: r, packs: git.Half(int64(o.Fetches)), refs: map[string]*refs{}, files: map[string][]byte{}}
 	s.git = &git.Client{
 		HTTP: r.HTTP(), TempDir: o.TempDir, Evict: s.evict,
 		Heavy: git.NewBudget(int64(o.Heavy), int64(max(1, o.Heavy-1))), Disk: git.Half(o.DiskBytes), Memory: git.NewBudget(o.MemoryBytes, o.MemoryBytes*2/3),
-		// Two hosts may each have one of the largest.
-		Deltas: git.Half(2 * git.MadeBytes(git.DefaultLimits)),
+		// One of the largest at a time, and room for those of other hosts that are small.
+		Deltas: git.NewBudget(made+made/6, made),
 	}
 	return s
 }

@@ -35,7 +35,7 @@ type Limits struct {
 // DefaultLimits leave room for any repository whose modules fit in a module zip
 // (500 MiB), and for the commits of a very large one: Linux has 1.4 million of them.
 var DefaultLimits = Limits{
-	RefBytes: 32 << 20, Refs: 200_000, PackBytes: 2 << 30, Objects: 2_000_000, ObjectBytes: 500 << 20, DeltaBytes: 24 << 20, TotalBytes: 16 << 30,
+	RefBytes: 32 << 20, Refs: 200_000, PackBytes: 2 << 30, Objects: 2_000_000, ObjectBytes: 500 << 20, DeltaBytes: 48 << 20, TotalBytes: 16 << 30,
 	TreeDepth: 256, Idle: 30 * time.Second, Slow: 2 * time.Minute,
 }
 
