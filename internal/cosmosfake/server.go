@@ -114,14 +114,21 @@ func (s *Server) now() time.Time {
 
 // failure is an answer that is not a success.
 type failure struct {
-	status  int
-	message string
+	status    int
+	message   string
+	substatus int // 0: none is said
 }
 
 func (f *failure) Error() string { return f.message }
 
 func fail(status int, format string, args ...any) error {
-	return &failure{status, fmt.Sprintf(format, args...)}
+	return &failure{status: status, message: fmt.Sprintf(format, args...)}
+}
+
+// ownerAbsent is a 404 that says nothing of what was asked: what it would be in is not there.
+// Source: "HTTP status codes for Azure Cosmos DB" (substatus 1003).
+func ownerAbsent(owner string) error {
+	return &failure{status: http.StatusNotFound, message: "Owner resource does not exist: no such " + owner, substatus: 1003}
 }
 
 // answer is what a request is answered with.
@@ -159,8 +166,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if ask != nil {
 		fault = ask(call)
 	}
-	if fault != nil {
-		time.Sleep(fault.Delay)
+	if fault != nil && fault.Delay > 0 {
+		select {
+		case <-time.After(fault.Delay):
+		case <-r.Context().Done(): // who asked has left
+			panic(http.ErrAbortHandler)
+		}
 	}
 	var a answer
 	if fault == nil || fault.After || fault.Status == 0 && !fault.Drop {
@@ -182,7 +193,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		f, ok := err.(*failure)
 		if !ok {
-			f = &failure{http.StatusInternalServerError, err.Error()}
+			f = &failure{status: http.StatusInternalServerError, message: err.Error()}
+		}
+		if f.substatus != 0 {
+			a.header = map[string]string{"x-ms-substatus": strconv.Itoa(f.substatus)}
 		}
 		a.status, a.body = f.status, map[string]string{"code": http.StatusText(f.status), "message": f.message}
 		a.units = max(a.units, 1)
@@ -295,13 +309,19 @@ func (s *Server) answer(r *http.Request, segments []string, call Call, body []by
 	}
 	db := s.dbs[segments[1]]
 	if db == nil {
-		return a, fail(404, "no such database")
+		return a, ownerAbsent("database")
 	}
 	switch call.Op {
 	case "read database":
 		return answer{status: 200, units: 1, body: map[string]string{"id": segments[1]}}, nil
 	case "delete database":
 		delete(s.dbs, segments[1])
+		return answer{status: 204, units: 1}, nil
+	case "delete container":
+		if len(segments) != 4 || db[segments[3]] == nil {
+			return a, fail(404, "no such container")
+		}
+		delete(db, segments[3])
 		return answer{status: 204, units: 1}, nil
 	case "create container":
 		c, err := newContainer(body)
@@ -318,8 +338,10 @@ func (s *Server) answer(r *http.Request, segments []string, call Call, body []by
 		return a, fail(405, "%s is not done here", call.Op)
 	}
 	c := db[segments[3]]
-	if c == nil {
+	if c == nil && len(segments) == 4 {
 		return a, fail(404, "no such container")
+	} else if c == nil {
+		return a, ownerAbsent("container")
 	}
 	if call.Op == "read container" {
 		return answer{status: 200, units: 1, body: map[string]string{"id": c.name}}, nil
