@@ -314,7 +314,7 @@ func (a *account) create(ctx context.Context, c *azcosmos.ContainerClient, op, p
 		etag = r.ETag
 		return r.Response, err
 	})
-	if err == errExists {
+	if err == errExists && s.W != "" {
 		return a.mine(ctx, c, op, pk, id, s, err)
 	}
 	return etag, err
@@ -348,7 +348,7 @@ func (a *account) mine(ctx context.Context, c *azcosmos.ContainerClient, op, pk,
 		return "", conflict
 	case err != nil:
 		return "", err
-	case there == s && s.W != "":
+	case there == s:
 		return etag, nil
 	}
 	return "", conflict

@@ -179,10 +179,11 @@ func (a Account) client() (*azcosmos.Client, error) {
 // Zips keeps the bytes of zips under names that say what is in them: one name
 // never has other bytes. It is safe for concurrent use.
 type Zips interface {
-	// Put keeps size bytes; those that are kept already are a success.
+	// Put keeps size bytes; those that are kept already are a success, and those of
+	// them that are lost are kept again.
 	Put(ctx context.Context, name string, r io.ReadSeeker, size int64) error
 	// Get returns a reader at the start, which reads no more than it is asked
-	// for, and fails where the bytes are not kept.
+	// for. Bytes that are not kept are storage.ErrLost, of Get or of the reader.
 	Get(ctx context.Context, name string, size int64) (io.ReadSeekCloser, error)
 	// Delete removes them; that they are not there is a success.
 	Delete(ctx context.Context, name string, size int64) error
