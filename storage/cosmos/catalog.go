@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"golang.org/x/mod/module"
@@ -45,9 +46,9 @@ func (s *Store) publish(ctx context.Context, m module.Version, v *version, etag 
 // A Delete may be going on. It removes the item, and then the entries; so whoever enters
 // one looks at the item again, and whoever removes one does too (withdraw). The last of
 // them sees how it is.
-func (s *Store) enter(ctx context.Context, m module.Version, v *version, etag azcore.ETag) error {
+func (s *Store) enter(ctx context.Context, m module.Version, v *version, etag azcore.ETag) (err error) {
 	for {
-		_, err := s.index.append(ctx, entry{ID: entryID(m), Path: m.Path, Version: m.Version}, v.Page)
+		_, err = s.index.append(ctx, entry{ID: entryID(m), Path: m.Path, Version: m.Version}, v.Page)
 		if err == nil {
 			break
 		} else if err != errSealed {
@@ -69,6 +70,11 @@ func (s *Store) enter(ctx context.Context, m module.Version, v *version, etag az
 			return err
 		}
 	}
+	defer func() {
+		if err != nil {
+			go s.lookAfter(m, v.Page)
+		}
+	}()
 	if err := s.register(ctx, shard(m.Path)); err != nil {
 		return err
 	}
@@ -103,6 +109,24 @@ func (s *Store) withdraw(ctx context.Context, m module.Version, page int) error 
 	}
 	return s.publish(ctx, m, v, etag)
 }
+
+// lookAfter looks at a version for who has entered it in a page of the index, and did not come to
+// look itself: after a pause, since a request that was given up may be on its way still. It tries as
+// long as any operation is; what fails then is as what a crash leaves.
+func (s *Store) lookAfter(m module.Version, page int) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*s.patience)
+	defer cancel()
+	time.Sleep(lookAfterPause)
+	v, _, err := s.version(ctx, "put", m)
+	if err == errAbsent || err == nil && (v.Complete == 0 || v.Page != page) {
+		err = s.withdraw(ctx, m, page)
+	}
+	if err != nil {
+		s.o.Log.Warn("the index may have an entry of a version that was deleted", "version", m.String(), "err", err)
+	}
+}
+
+const lookAfterPause = time.Second
 
 func catalogPK(m module.Version) string { return "c/" + shard(m.Path) }
 
