@@ -39,6 +39,7 @@ const (
 // Server is the fake: an http.Handler. Set its fields before the first request.
 type Server struct {
 	Key        string // base64; "": signatures are not checked
+	Token      string // of an identity that has the data plane's role; "": there is none
 	Serverless bool   // throughput is refused
 	// Regions are the base URLs of the regions that are written to and read from; nil:
 	// the one that is asked.
@@ -59,6 +60,7 @@ type Call struct {
 	Op        string // "read item", "create item", "upsert item", "replace item", "delete item", "query", "batch", …
 	Container string
 	PK        string
+	Offer     string // throughput that is asked for: "400", or autoscale's {"maxThroughput":4000}
 	Status    int
 	Units     float64
 }
@@ -151,7 +153,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	call := Call{Host: r.Host, Op: operation(r, segments)}
+	call := Call{Host: r.Host, Op: operation(r, segments), Offer: r.Header.Get("x-ms-offer-throughput") + r.Header.Get("x-ms-cosmos-offer-autopilot-settings")}
 	if len(segments) >= 4 {
 		call.Container = segments[3]
 	}
@@ -243,8 +245,21 @@ func operation(r *http.Request, segments []string) string {
 
 // authorized checks the signature. Source: "Access control on Azure Cosmos DB
 // resources".
-func (s *Server) authorized(r *http.Request, segments []string) error {
-	if s.Key == "" {
+func (s *Server) authorized(r *http.Request, segments []string, op string) error {
+	if s.Key == "" && s.Token == "" {
+		return nil
+	}
+	said, err := url.QueryUnescape(r.Header.Get("Authorization"))
+	if err != nil {
+		return fail(http.StatusUnauthorized, "%v", err)
+	}
+	if token, ok := strings.CutPrefix(said, "type=aad&ver=1.0&sig="); ok {
+		switch {
+		case s.Token == "" || token != s.Token:
+			return fail(http.StatusForbidden, "Request blocked by Auth: principal [x] does not have required RBAC permissions to perform action [y]")
+		case !strings.HasSuffix(op, " item") && !strings.HasPrefix(op, "read ") && op != "query" && op != "batch":
+			return fail(http.StatusForbidden, "Request blocked by Auth: %s cannot be authorized by AAD token in data plane", op)
+		}
 		return nil
 	}
 	key, err := base64.StdEncoding.DecodeString(s.Key)
@@ -264,15 +279,14 @@ func (s *Server) authorized(r *http.Request, segments []string) error {
 	mac := hmac.New(sha256.New, key)
 	fmt.Fprintf(mac, "%s\n%s\n%s\n%s\n\n", strings.ToLower(r.Method), kind, link, strings.ToLower(date))
 	want := "type=master&ver=1.0&sig=" + base64.StdEncoding.EncodeToString(mac.Sum(nil))
-	got, err := url.QueryUnescape(r.Header.Get("Authorization"))
-	if err != nil || !hmac.Equal([]byte(got), []byte(want)) {
+	if !hmac.Equal([]byte(said), []byte(want)) {
 		return fail(http.StatusUnauthorized, "The input authorization token can't serve the request. The wrong key is being used or the expected payload is not built as per the protocol.")
 	}
 	return nil
 }
 
 func (s *Server) answer(r *http.Request, segments []string, call Call, body []byte) (a answer, err error) {
-	if err := s.authorized(r, segments); err != nil {
+	if err := s.authorized(r, segments, call.Op); err != nil {
 		return a, err
 	}
 	s.mu.Lock()

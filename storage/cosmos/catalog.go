@@ -1,6 +1,7 @@
 package cosmos
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -129,6 +130,20 @@ func (s *Store) lookAfter(m module.Version, page int) {
 const lookAfterPause = time.Second
 
 func catalogPK(m module.Version) string { return "c/" + shard(m.Path) }
+
+// Incomplete calls f for each version of which something is kept and not all, in no order: what the
+// catalog does not have. It reads the names of all versions, so it is for who copies all of them.
+func (s *Store) Incomplete(ctx context.Context, f func(module.Version) error) error {
+	var stop error
+	params := map[string]any{"@from": modulePK(""), "@to": "m0"} // the byte behind the slash
+	err := s.query(ctx, s.modules, "incomplete", "", "SELECT c.pk, c.id, c.complete FROM c WHERE c.pk > @from AND c.pk < @to", 1000, params, decode(func(v *version) bool {
+		if v.Complete == 0 {
+			stop = f(module.Version{Path: strings.TrimPrefix(v.PK, modulePK("")), Version: v.ID})
+		}
+		return stop == nil
+	}))
+	return cmp.Or(stop, err)
+}
 
 // register makes a partition of the catalog known.
 func (s *Store) register(ctx context.Context, shard string) error {

@@ -122,6 +122,11 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			if wrappedRefusal.MatchString(err.Error()) {
 				return refused(op, err)
 			}
+			// An identity that can't be had: who gives it was asked as often as makes sense.
+			var final interface{ NonRetriable() }
+			if errors.As(err, &final) {
+				return goproxy.Busy(5*time.Second, "Cosmos DB (%s): there is no key, and no identity: %w", op, short(err))
+			}
 		} else {
 			var charge float64
 			if re.RawResponse != nil {
@@ -256,8 +261,15 @@ func short(err error) error {
 	if errors.As(err, &re) {
 		return fmt.Errorf("%d %s", re.StatusCode, re.ErrorCode)
 	}
-	line, _, _ := strings.Cut(err.Error(), "\n")
-	return errors.New(line)
+	// One of an identity has many lines where several ways to get one were tried: each says
+	// why it was none.
+	var parts []string
+	for line := range strings.Lines(err.Error()) {
+		if line = strings.TrimSpace(line); strings.Trim(line, "-") != "" {
+			parts = append(parts, line)
+		}
+	}
+	return errors.New(strings.Join(parts, "; "))
 }
 
 func retryAfter(resp *http.Response) time.Duration {
