@@ -34,12 +34,18 @@ type fetches struct {
 	mu    sync.Mutex
 	lives []int // of the crawlers: how often they were killed
 	of    map[string][]fetch
-	again int      // fetches of a file whose last fetcher had been killed
-	unput []string // of a file whose last fetcher lives: "crawler 1: put PATH@VERSION: storage cannot be reached"
+	again int // fetches of a file whose last fetcher had been killed
+	unput []unput
 	kept  []string // of a file that is kept
 }
 
 type fetch struct{ crawler, life int }
+
+// unput is a fetch of a file whose last fetcher lives: it is to have said that its Put was cut.
+type unput struct {
+	path      string
+	last, now fetch
+}
 
 func newFetches(t *testing.T, up *testupstream.Server, crawlers int) *fetches {
 	f := &fetches{up: up, lives: make([]int, crawlers), of: map[string][]fetch{}, storage: func() []string { return nil }}
@@ -93,8 +99,7 @@ func (f *fetches) asked(who fetch, path string) {
 	case died:
 		f.again++
 	default:
-		m, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/@v/")
-		f.unput = append(f.unput, fmt.Sprintf("crawler %d: put %s@v1.0.0: storage cannot be reached", last.crawler, m))
+		f.unput = append(f.unput, unput{path, last, who})
 	}
 }
 
@@ -199,7 +204,7 @@ func killAzure(t *testing.T, blob bool, kills int) {
 	up := testupstream.New(t)
 	up.Delay = 10 * time.Millisecond
 	fetched := newFetches(t, up, 2)
-	s := startAzure(t, []string{fetched.url(0), fetched.url(1)}, blob, "--job-lease=2s")
+	s := startAzure(t, []string{fetched.url(0), fetched.url(1)}, blob, "--job-lease=5s")
 	fetched.mu.Lock()
 	fetched.storage = func() []string { return []string{s.storages[0].url, s.storages[1].url} }
 	fetched.mu.Unlock()
@@ -261,7 +266,7 @@ func killAzure(t *testing.T, blob bool, kills int) {
 			}
 		})
 	}
-	crawlers, logs := 0, map[string]string{}
+	crawlers, logs := 0, make([]string, 2)
 	for range kills {
 		i := rand.IntN(len(s.all()))
 		p := s.all()[i]
@@ -272,7 +277,7 @@ func killAzure(t *testing.T, blob bool, kills int) {
 			old := fetched.url(i - 2)
 			fetched.killed(i - 2)
 			p.args[slices.Index(p.args, old)] = fetched.url(i - 2)
-			logs[fmt.Sprint("crawler ", i-2)] += p.log.String()
+			logs[i-2] += p.log.String()
 		}
 		p.start()
 	}
@@ -305,13 +310,13 @@ func killAzure(t *testing.T, blob bool, kills int) {
 	if len(fetched.kept) > 0 {
 		t.Errorf("fetched, and kept already: %q", fetched.kept)
 	}
-	for _, line := range fetched.unput {
-		crawler, said, _ := strings.Cut(line, ": ")
-		log := logs[crawler] + s.crawlers[crawler[len(crawler)-1]-'0'].log.String()
-		if !strings.Contains(log, said) {
-			m := strings.Fields(said)[1]
+	for _, u := range fetched.unput {
+		m, _, _ := strings.Cut(strings.TrimPrefix(u.path, "/"), "/@v/")
+		m += "@v1.0.0"
+		log := logs[u.last.crawler] + s.crawlers[u.last.crawler].log.String()
+		if !strings.Contains(log, "put "+m+": storage cannot be reached") {
 			about := slices.DeleteFunc(strings.Split(log, "\n"), func(l string) bool { return !strings.Contains(l, m) })
-			t.Errorf("%s was fetched again, and not for a Put that was cut: %s", m, about)
+			t.Errorf("%s was fetched again, and not for a Put that was cut: %+v; what the crawler said of it: %q", u.path, u, about)
 		}
 	}
 	for path := range got {
