@@ -18,9 +18,9 @@
 // Container ledger:
 //
 //	k/<path>           hash          Known, which expires
-//	j/<hash>           hash          a job
+//	j/<2 characters>   hash          a job, by the beginning of its id
 //	s/<name>           state         small state
-//	p/<hash>           hash          a Put that goes on, or did not end (see sweep.go)
+//	p/0 … p/f          hash          a Put that goes on, or did not end (see sweep.go)
 //
 // docs/adr/0007 says why, and what each operation costs.
 package cosmos
