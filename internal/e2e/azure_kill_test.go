@@ -39,7 +39,10 @@ type fetches struct {
 	kept  []string // of a file that is kept
 }
 
-type fetch struct{ crawler, life int }
+type fetch struct {
+	crawler, life int
+	at            time.Time
+}
 
 // unput is a fetch of a file whose last fetcher lives: it is to have said that its Put was cut.
 type unput struct {
@@ -57,6 +60,7 @@ func newFetches(t *testing.T, up *testupstream.Server, crawlers int) *fetches {
 			return
 		}
 		fmt.Sscan(parts[2], &who.life)
+		who.at = time.Now()
 		r = r.Clone(r.Context())
 		r.URL.Path = "/" + parts[3]
 		f.asked(who, r.URL.Path)
@@ -316,7 +320,7 @@ func killAzure(t *testing.T, blob bool, kills int) {
 		log := logs[u.last.crawler] + s.crawlers[u.last.crawler].log.String()
 		if !strings.Contains(log, "put "+m+": storage cannot be reached") {
 			about := slices.DeleteFunc(strings.Split(log, "\n"), func(l string) bool { return !strings.Contains(l, m) })
-			t.Errorf("%s was fetched again, and not for a Put that was cut: %+v; what the crawler said of it: %q", u.path, u, about)
+			t.Errorf("%s was fetched again, and not for a Put that was cut: by crawler %d, %v after crawler %d, which said of it %q", u.path, u.now.crawler, u.now.at.Sub(u.last.at), u.last.crawler, about)
 		}
 	}
 	for path := range got {
