@@ -94,41 +94,41 @@ func (b *Blob) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(http.ErrAbortHandler)
 		}
 	}
-	call := BlobCall{Method: r.Method, Comp: r.URL.Query().Get("comp"), Status: fault.Status}
-	switch {
-	case fault.After:
-		hidden := httptest.NewRecorder()
-		b.proxy.ServeHTTP(hidden, r)
-	case fault.Status == 0 && !fault.Drop:
-		s := &status{ResponseWriter: w}
-		b.proxy.ServeHTTP(s, r)
-		call.Status = s.code
+	// Before the answer: who has it, and looks at the log then, finds the call there.
+	record := func(code int) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.calls = append(b.calls, BlobCall{Method: r.Method, Comp: r.URL.Query().Get("comp"), Status: code})
 	}
-	b.mu.Lock()
-	b.calls = append(b.calls, call)
-	b.mu.Unlock()
+	if fault.Status == 0 && !fault.Drop {
+		b.proxy.ServeHTTP(&status{ResponseWriter: w, written: record}, r)
+		return
+	}
+	if fault.After {
+		b.proxy.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	record(fault.Status)
 	if fault.Drop {
 		panic(http.ErrAbortHandler)
 	}
-	if fault.Status != 0 {
-		io.Copy(io.Discard, r.Body)
-		if fault.RetryAfter > 0 {
-			w.Header().Set("x-ms-retry-after-ms", strconv.FormatInt(fault.RetryAfter.Milliseconds(), 10))
-		}
-		w.Header().Set("x-ms-error-code", map[int]string{429: "TooManyRequests", 503: "ServerBusy"}[fault.Status])
-		w.WriteHeader(fault.Status)
+	io.Copy(io.Discard, r.Body)
+	if fault.RetryAfter > 0 {
+		w.Header().Set("x-ms-retry-after-ms", strconv.FormatInt(fault.RetryAfter.Milliseconds(), 10))
 	}
+	w.Header().Set("x-ms-error-code", map[int]string{429: "TooManyRequests", 503: "ServerBusy"}[fault.Status])
+	w.WriteHeader(fault.Status)
 }
 
-// status remembers the status that was written.
+// status tells of the status before it is written.
 type status struct {
 	http.ResponseWriter
-	code int
+	written func(code int)
 }
 
 func (s *status) WriteHeader(code int) {
-	if s.code == 0 {
-		s.code = code
+	if s.written != nil && code >= 200 {
+		s.written(code)
+		s.written = nil
 	}
 	s.ResponseWriter.WriteHeader(code)
 }
