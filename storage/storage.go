@@ -26,6 +26,11 @@ var (
 	// The first bytes stay. It maps to 409.
 	ErrConflict = &goproxy.Error{Status: 409, Message: "conflict: the version is kept with other content"}
 
+	// ErrLost: a file was kept, and its bytes are not there any more, or not all. Who asks is
+	// told what it is told of a file that was never kept, so that it is fetched again; a Put of
+	// the same bytes keeps them again.
+	ErrLost = &goproxy.Error{Status: 404, Message: "not found: the file was kept, and its bytes are lost", NoStore: true}
+
 	// ErrLeaseLost: the job is no longer the caller's: its lease ran out, or it
 	// was ended by another worker. It maps to 409.
 	ErrLeaseLost = &goproxy.Error{Status: 409, Message: "lease lost: the job is no longer this worker's"}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -88,6 +89,9 @@ func checks(cfg *config.Config) (list []check) {
 			})
 		}
 	}
+	if spool := filepath.Join(cfg.DataDir, "spool"); cfg.Has("crawler") || cfg.Store == "cosmos" && cfg.Has("storage") {
+		add("files that are being made can be written in "+spool, func(context.Context) error { return writable(spool) })
+	}
 	if cfg.Has("proxy") {
 		add("cache-dir "+cfg.CacheDir+" can be written", func(context.Context) error { return writable(cfg.CacheDir) })
 		if !cfg.Has("crawler") {
@@ -104,6 +108,7 @@ func checks(cfg *config.Config) (list []check) {
 		for _, u := range proxies(cfg) {
 			add("upstream "+goproxy.WithoutUser(u).String(), func(ctx context.Context) error { return answers(ctx, u) })
 		}
+		addAhead(cfg, add)
 		if name := crawler.SumDBName(cfg.SumDB); name != "" {
 			add("checksum database "+name, func(ctx context.Context) error {
 				db, err := crawler.NewSumDB(cfg.SumDB, http.DefaultClient, proxies(cfg), memory.New(0, nil), cfg.IsPrivate)
@@ -117,6 +122,30 @@ func checks(cfg *config.Config) (list []check) {
 		addGit(cfg, add)
 	}
 	return list
+}
+
+// addAhead: the feeds and catalogs that are followed have such a page.
+func addAhead(cfg *config.Config, add func(string, func(context.Context) error)) {
+	for _, list := range []struct {
+		what, page, query string
+		urls              []string
+	}{{"index feed", "index", "limit=1", cfg.CrawlIndex}, {"catalog", "catalog", "pagesize=1", cfg.CrawlCatalog}} {
+		for _, s := range list.urls {
+			u, err := url.Parse(s)
+			if err != nil || s == "store" { // Load has checked it; storage is tried by itself
+				continue
+			}
+			add(list.what+" "+goproxy.WithoutUser(u).String(), func(ctx context.Context) error {
+				page := u.JoinPath(list.page)
+				page.RawQuery = list.query
+				resp, body, err := get(ctx, page, http.DefaultClient)
+				if err == nil && resp.StatusCode != http.StatusOK {
+					err = fmt.Errorf("/%s: %s: %s", list.page, resp.Status, body)
+				}
+				return err
+			})
+		}
+	}
 }
 
 // addGit: the settings of git hosts, and a login at those that are reached over SSH.
@@ -144,8 +173,14 @@ func addGit(cfg *config.Config, add func(string, func(context.Context) error)) {
 
 func addAzure(cfg *config.Config, add func(string, func(context.Context) error)) {
 	a := azureOf(cfg)
-	if u, err := url.Parse(cfg.CosmosEndpoint); err == nil && cfg.CosmosEndpoint != "" {
-		add("Cosmos DB answers at "+cfg.CosmosEndpoint+", and the clock is right", func(ctx context.Context) error { return clock(ctx, u) })
+	endpoint := cfg.CosmosEndpoint
+	for part := range strings.SplitSeq(cfg.CosmosConnectionString, ";") {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(part), "AccountEndpoint="); ok {
+			endpoint = v
+		}
+	}
+	if u, err := url.Parse(endpoint); err == nil && endpoint != "" {
+		add("Cosmos DB answers at "+endpoint+", and the clock is right", func(ctx context.Context) error { return clock(ctx, u) })
 	}
 	add("Cosmos DB, database "+cfg.CosmosDatabase+", can be read and written", func(ctx context.Context) error {
 		s, err := cosmos.Open(ctx, a.cosmos, cosmos.Options{Patience: 10 * time.Second})

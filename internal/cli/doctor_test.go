@@ -60,7 +60,7 @@ func TestDoctor(t *testing.T) {
 		url := server(t, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("x-ms-error-code", code)
 			w.Header().Set("Content-Type", "application/xml")
-			w.WriteHeader(http.StatusForbidden)
+			w.WriteHeader(map[bool]int{true: http.StatusNotFound, false: http.StatusForbidden}[code == "ContainerNotFound"])
 			fmt.Fprintf(w, "<?xml version=\"1.0\"?><Error><Code>%s</Code><Message>said.\nRequestId:1</Message></Error>", code)
 		})
 		return cosmos(account, "--blob-connection-string=DefaultEndpointsProtocol=http;AccountName=a;AccountKey="+key+";BlobEndpoint="+url+"/a;")
@@ -76,6 +76,11 @@ func TestDoctor(t *testing.T) {
 	gone := httptest.NewServer(http.NotFoundHandler())
 	gone.Close()
 	mirror := server(t, http.NotFound)
+	feed := server(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.String() != "/index?limit=1" && r.URL.String() != "/catalog?pagesize=1" && r.URL.Path != "/" {
+			http.NotFound(w, r)
+		}
+	})
 	broken := server(t, func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "maintenance", http.StatusServiceUnavailable)
 	})
@@ -87,7 +92,7 @@ func TestDoctor(t *testing.T) {
 		want []string
 	}{
 		"disk":              {[]string{"--data-dir=" + dir, "--upstream=" + mirror, "--sumdb=off"}, true, []string{"ok    data-dir " + dir, "ok    cache-dir ", "ok    upstream " + mirror}},
-		"data-dir":          {[]string{"--data-dir=" + filepath.Join(file, "x"), "--cache-dir=" + dir, "--upstream=" + mirror, "--sumdb=off"}, false, []string{"FAIL  data-dir ", "not a directory", "1 of the checks failed"}},
+		"data-dir":          {[]string{"--data-dir=" + filepath.Join(file, "x"), "--cache-dir=" + dir, "--upstream=" + mirror, "--sumdb=off"}, false, []string{"FAIL  data-dir ", "not a directory", "2 of the checks failed"}},
 		"upstream away":     {[]string{"--data-dir=" + dir, "--upstream=" + gone.URL, "--sumdb=off"}, false, []string{"FAIL  upstream " + gone.URL, "connection refused"}},
 		"upstream fails":    {[]string{"--data-dir=" + dir, "--upstream=" + broken, "--sumdb=off"}, false, []string{"FAIL  upstream " + broken, "503 Service Unavailable: maintenance"}},
 		"checksum database": {[]string{"--data-dir=" + dir, "--upstream=" + mirror, "--sumdb=sum.golang.org " + gone.URL}, false, []string{"FAIL  checksum database sum.golang.org", "connection refused"}},
@@ -102,10 +107,16 @@ func TestDoctor(t *testing.T) {
 		"no permission":    {cosmos(faulty(cosmosfake.Fault{Status: 403, Message: "Request is blocked because principal [x] does not have required RBAC permissions to perform action [y]"})), false, []string{"Cosmos DB Built-in Data Contributor"}},
 		"firewall":         {cosmos(faulty(cosmosfake.Fault{Status: 403, Message: "Request originated from IP 192.0.2.1 through public internet. This is blocked by your Cosmos DB account firewall settings."})), false, []string{"firewall does not let this address in"}},
 
-		"blob, no role":  {blob("AuthorizationPermissionMismatch"), false, []string{"FAIL  Blob Storage, container modules", "Storage Blob Data Contributor"}},
-		"blob, firewall": {blob("AuthorizationFailure"), false, []string{"firewall"}},
-		"blob, no keys":  {blob("KeyBasedAuthenticationNotPermitted"), false, []string{"takes no keys"}},
-		"blob, key":      {blob("AuthenticationFailed"), false, []string{"the key is wrong"}},
+		"connection string": {[]string{"--role=storage", "--listen=127.0.0.1:1", "--store=cosmos", "--cosmos-connection-string=AccountEndpoint=" + off + "/;AccountKey=" + key + ";", "--data-dir=" + dir}, false, []string{"FAIL  Cosmos DB answers at " + off, "clock is off by 1h0m"}},
+		"spool":             {append(cosmos(account), "--data-dir="+filepath.Join(file, "x")), false, []string{"FAIL  files that are being made can be written in " + filepath.Join(file, "x", "spool"), "not a directory"}},
+		"feeds": {[]string{"--data-dir=" + dir, "--upstream=" + mirror, "--sumdb=off", "--crawl-index=" + feed + "," + mirror, "--crawl-catalog=store," + feed + "," + broken}, false,
+			[]string{"ok    files that are being made", "ok    index feed " + feed, "FAIL  index feed " + mirror + ": /index: 404", "ok    catalog " + feed, "FAIL  catalog " + broken + ": /catalog: 503 Service Unavailable: maintenance", "2 of the checks failed"}},
+
+		"blob, no container": {blob("ContainerNotFound"), false, []string{"FAIL  Blob Storage, container modules", "the container is not there", "athensctl storage init"}},
+		"blob, no role":      {blob("AuthorizationPermissionMismatch"), false, []string{"FAIL  Blob Storage, container modules", "Storage Blob Data Contributor"}},
+		"blob, firewall":     {blob("AuthorizationFailure"), false, []string{"firewall"}},
+		"blob, no keys":      {blob("KeyBasedAuthenticationNotPermitted"), false, []string{"takes no keys"}},
+		"blob, key":          {blob("AuthenticationFailed"), false, []string{"the key is wrong"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

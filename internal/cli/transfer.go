@@ -91,15 +91,22 @@ internal token).`,
 			return transfer.Copy(cmd.Context(), from, p.store, o)
 		})
 	exports := command("export TARGET", "Copy the store's modules to a folder, or to an external storage of Athens",
-		`Copies every complete version of the store to TARGET: a folder, which is then a data folder of athensctl with a
-GOPROXY file tree in modules/, or the URL of a storage role or another server of Athens' external storage protocol
+		`Copies every version of the store to TARGET, those of which not all files are kept too (through --storage-url
+the complete ones alone: a storage role does not name the others). TARGET is a folder, which is then a data folder
+of athensctl with a GOPROXY file tree in modules/, or the URL of a storage role or another server of Athens' external storage protocol
 (a user and password may be in it: for a storage role any user, and its internal token).`,
 		cobra.ExactArgs(1), func(cmd *cobra.Command, p *process, o transfer.Options, args []string) (*transfer.Result, error) {
 			to, done, err := transferTarget(p.cfg, args[0])
 			if err != nil {
 				return nil, err
 			}
-			r, err := transfer.Copy(cmd.Context(), transfer.Stored{Store: p.store}, to, o)
+			var from transfer.Source = transfer.Stored{Store: p.store, Incomplete: true}
+			if p.cfg.StorageURL == "" && p.cfg.Store == "disk" {
+				if tree, err := transfer.OpenTree(p.cfg.DataDir); err == nil { // with what is not complete; an empty store is none
+					from = tree
+				}
+			}
+			r, err := transfer.Copy(cmd.Context(), from, to, o)
 			return r, errors.Join(err, done())
 		})
 	verify := command("verify", "Read the whole store again and check it",

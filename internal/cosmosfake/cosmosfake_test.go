@@ -210,3 +210,17 @@ func TestRefusals(t *testing.T) {
 	f.want(401, "GET", docs+"/a", "q", map[string]string{"x-ms-date": time.Now().UTC().Format(http.TimeFormat), "Authorization": "type%3dmaster%26ver%3d1.0%26sig%3dbm8%3d"}, "")
 	f.want(403, "GET", docs+"/a", "q", map[string]string{"x-ms-date": time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat)}, "")
 }
+
+// A 404 of what an item would be in says so (substatus 1003), and one of the item does not.
+func TestOwnerAbsent(t *testing.T) {
+	f := newSite(t)
+	for path, want := range map[string]string{docs + "/a": "", "/dbs/d/colls/other": "", "/dbs/d/colls/other/docs/a": "1003", "/dbs/other/colls/c": "1003"} {
+		if _, h := f.want(404, "GET", path, "p", nil, ""); h.Get("x-ms-substatus") != want {
+			t.Errorf("%s: substatus %q, want %q", path, h.Get("x-ms-substatus"), want)
+		}
+	}
+	f.want(204, "DELETE", "/dbs/d/colls/c", "", nil, "")
+	if _, h := f.want(404, "POST", docs, "p", nil, `{"id":"a","pk":"p"}`); h.Get("x-ms-substatus") != "1003" {
+		t.Errorf("a create in a container that was deleted: substatus %q", h.Get("x-ms-substatus"))
+	}
+}

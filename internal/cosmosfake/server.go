@@ -39,6 +39,7 @@ const (
 // Server is the fake: an http.Handler. Set its fields before the first request.
 type Server struct {
 	Key        string // base64; "": signatures are not checked
+	Token      string // of an identity that has the data plane's role; "": there is none
 	Serverless bool   // throughput is refused
 	// Regions are the base URLs of the regions that are written to and read from; nil:
 	// the one that is asked.
@@ -59,6 +60,7 @@ type Call struct {
 	Op        string // "read item", "create item", "upsert item", "replace item", "delete item", "query", "batch", …
 	Container string
 	PK        string
+	Offer     string // throughput that is asked for: "400", or autoscale's {"maxThroughput":4000}
 	Status    int
 	Units     float64
 }
@@ -114,14 +116,21 @@ func (s *Server) now() time.Time {
 
 // failure is an answer that is not a success.
 type failure struct {
-	status  int
-	message string
+	status    int
+	message   string
+	substatus int // 0: none is said
 }
 
 func (f *failure) Error() string { return f.message }
 
 func fail(status int, format string, args ...any) error {
-	return &failure{status, fmt.Sprintf(format, args...)}
+	return &failure{status: status, message: fmt.Sprintf(format, args...)}
+}
+
+// ownerAbsent is a 404 that says nothing of what was asked: what it would be in is not there.
+// Source: "HTTP status codes for Azure Cosmos DB" (substatus 1003).
+func ownerAbsent(owner string) error {
+	return &failure{status: http.StatusNotFound, message: "Owner resource does not exist: no such " + owner, substatus: 1003}
 }
 
 // answer is what a request is answered with.
@@ -144,7 +153,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	call := Call{Host: r.Host, Op: operation(r, segments)}
+	call := Call{Host: r.Host, Op: operation(r, segments), Offer: r.Header.Get("x-ms-offer-throughput") + r.Header.Get("x-ms-cosmos-offer-autopilot-settings")}
 	if len(segments) >= 4 {
 		call.Container = segments[3]
 	}
@@ -159,8 +168,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if ask != nil {
 		fault = ask(call)
 	}
-	if fault != nil {
-		time.Sleep(fault.Delay)
+	if fault != nil && fault.Delay > 0 {
+		select {
+		case <-time.After(fault.Delay):
+		case <-r.Context().Done(): // who asked has left
+			panic(http.ErrAbortHandler)
+		}
 	}
 	var a answer
 	if fault == nil || fault.After || fault.Status == 0 && !fault.Drop {
@@ -182,7 +195,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		f, ok := err.(*failure)
 		if !ok {
-			f = &failure{http.StatusInternalServerError, err.Error()}
+			f = &failure{status: http.StatusInternalServerError, message: err.Error()}
+		}
+		if f.substatus != 0 {
+			a.header = map[string]string{"x-ms-substatus": strconv.Itoa(f.substatus)}
 		}
 		a.status, a.body = f.status, map[string]string{"code": http.StatusText(f.status), "message": f.message}
 		a.units = max(a.units, 1)
@@ -229,8 +245,21 @@ func operation(r *http.Request, segments []string) string {
 
 // authorized checks the signature. Source: "Access control on Azure Cosmos DB
 // resources".
-func (s *Server) authorized(r *http.Request, segments []string) error {
-	if s.Key == "" {
+func (s *Server) authorized(r *http.Request, segments []string, op string) error {
+	if s.Key == "" && s.Token == "" {
+		return nil
+	}
+	said, err := url.QueryUnescape(r.Header.Get("Authorization"))
+	if err != nil {
+		return fail(http.StatusUnauthorized, "%v", err)
+	}
+	if token, ok := strings.CutPrefix(said, "type=aad&ver=1.0&sig="); ok {
+		switch {
+		case s.Token == "" || token != s.Token:
+			return fail(http.StatusForbidden, "Request blocked by Auth: principal [x] does not have required RBAC permissions to perform action [y]")
+		case !strings.HasSuffix(op, " item") && !strings.HasPrefix(op, "read ") && op != "query" && op != "batch":
+			return fail(http.StatusForbidden, "Request blocked by Auth: %s cannot be authorized by AAD token in data plane", op)
+		}
 		return nil
 	}
 	key, err := base64.StdEncoding.DecodeString(s.Key)
@@ -250,15 +279,14 @@ func (s *Server) authorized(r *http.Request, segments []string) error {
 	mac := hmac.New(sha256.New, key)
 	fmt.Fprintf(mac, "%s\n%s\n%s\n%s\n\n", strings.ToLower(r.Method), kind, link, strings.ToLower(date))
 	want := "type=master&ver=1.0&sig=" + base64.StdEncoding.EncodeToString(mac.Sum(nil))
-	got, err := url.QueryUnescape(r.Header.Get("Authorization"))
-	if err != nil || !hmac.Equal([]byte(got), []byte(want)) {
+	if !hmac.Equal([]byte(said), []byte(want)) {
 		return fail(http.StatusUnauthorized, "The input authorization token can't serve the request. The wrong key is being used or the expected payload is not built as per the protocol.")
 	}
 	return nil
 }
 
 func (s *Server) answer(r *http.Request, segments []string, call Call, body []byte) (a answer, err error) {
-	if err := s.authorized(r, segments); err != nil {
+	if err := s.authorized(r, segments, call.Op); err != nil {
 		return a, err
 	}
 	s.mu.Lock()
@@ -295,13 +323,19 @@ func (s *Server) answer(r *http.Request, segments []string, call Call, body []by
 	}
 	db := s.dbs[segments[1]]
 	if db == nil {
-		return a, fail(404, "no such database")
+		return a, ownerAbsent("database")
 	}
 	switch call.Op {
 	case "read database":
 		return answer{status: 200, units: 1, body: map[string]string{"id": segments[1]}}, nil
 	case "delete database":
 		delete(s.dbs, segments[1])
+		return answer{status: 204, units: 1}, nil
+	case "delete container":
+		if len(segments) != 4 || db[segments[3]] == nil {
+			return a, fail(404, "no such container")
+		}
+		delete(db, segments[3])
 		return answer{status: 204, units: 1}, nil
 	case "create container":
 		c, err := newContainer(body)
@@ -318,8 +352,10 @@ func (s *Server) answer(r *http.Request, segments []string, call Call, body []by
 		return a, fail(405, "%s is not done here", call.Op)
 	}
 	c := db[segments[3]]
-	if c == nil {
+	if c == nil && len(segments) == 4 {
 		return a, fail(404, "no such container")
+	} else if c == nil {
+		return a, ownerAbsent("container")
 	}
 	if call.Op == "read container" {
 		return answer{status: 200, units: 1, body: map[string]string{"id": c.name}}, nil

@@ -19,9 +19,10 @@ import (
 	"github.com/athensctl/athensctl/storage/storagetest"
 )
 
-// tree makes a module cache of n complete versions, with what else the go command
-// keeps there, and returns the folder of its files.
-func tree(t *testing.T, n int) (cache, download string) {
+// tree makes a module cache of n complete versions, and of as many more as parts says of which the go command
+// wanted the .info or the go.mod file alone, or both, with what else it keeps there, and returns the
+// folder of its files.
+func tree(t *testing.T, n, parts int) (cache, download string) {
 	cache = t.TempDir()
 	download = filepath.Join(cache, "cache", "download")
 	write := func(name string, content []byte) {
@@ -41,11 +42,27 @@ func tree(t *testing.T, n int) (cache, download string) {
 				t.Fatal(err)
 			}
 			write(p, content)
+			if f == goproxy.FileZip {
+				h1, _, err := goproxy.CheckZip(v.Version, filepath.Join(download, filepath.FromSlash(p)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				write(strings.TrimSuffix(p, "zip")+"ziphash", []byte(h1))
+			}
+		}
+	}
+	for i := range parts {
+		v := storagetest.New(fmt.Sprintf("example.com/M%d/part", i%37), fmt.Sprintf("v1.%d.0-Pre", i), "")
+		p := fmt.Sprintf("example.com/!m%d/part/@v/v1.%d.0-!pre", i%37, i)
+		if i%3 != 0 {
+			write(p+".mod", v.Mod)
+		}
+		if i%3 != 1 {
+			write(p+".info", v.Info)
 		}
 	}
 	write("example.com/!m1/sub/@v/main.info", []byte(`{"Version":"v1.1.0","Time":"2026-01-02T03:04:05Z"}`))
 	write("example.com/!m1/sub/@v/v1.1.0.lock", nil)
-	write("example.com/!m1/sub/@v/v1.1.0.ziphash", []byte("h1:x"))
 	write("sumdb/sum.example.com/lookup/example.com/@v/v1.0.0.info", []byte("x"))
 	return cache, download
 }
@@ -59,13 +76,13 @@ func run(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// A module cache of 1,000 versions goes into Cosmos DB and Blob Storage, in an import
+// A module cache of 1,000 versions, and 300 more that are not complete, goes into Cosmos DB and Blob Storage, in an import
 // that is killed once, and out to disk again: nothing has changed.
 func TestAzureImportExport(t *testing.T) {
 	t.Parallel()
-	const n = 1000
-	cache, download := tree(t, n)
-	_, store := azureArgs(t, true)
+	const n, parts = 1000, 300
+	cache, download := tree(t, n, parts)
+	_, _, store := azureArgs(t, true)
 	store = append(store, "--data-dir", t.TempDir(), "--sumdb=off")
 	cut := exec.Command(binary, append([]string{"import", cache}, store...)...)
 	if err := cut.Start(); err != nil {
@@ -76,7 +93,7 @@ func TestAzureImportExport(t *testing.T) {
 	cut.Wait()
 	out := run(t, append([]string{"import", cache}, store...)...)
 	var done, skipped int
-	if _, err := fmt.Sscanf(out[strings.LastIndex(strings.TrimSpace(out), "\n")+1:], "%d versions, %d were there already", &done, &skipped); err != nil || done+skipped != n || skipped == 0 {
+	if _, err := fmt.Sscanf(out[strings.LastIndex(strings.TrimSpace(out), "\n")+1:], "%d versions, %d were there already", &done, &skipped); err != nil || done+skipped != n+parts || skipped == 0 {
 		t.Errorf("the second import: %s", out)
 	}
 	t.Logf("after the kill: %s", out)
@@ -85,16 +102,23 @@ func TestAzureImportExport(t *testing.T) {
 	}
 	target := t.TempDir()
 	run(t, append([]string{"export", target}, store...)...)
-	// list is the disk store's own; the rest is not of a version.
-	diff := exec.Command("diff", "-r", "--exclude=list", "--exclude=main.info", "--exclude=*.lock", "--exclude=*.ziphash", "--exclude=sumdb", download, filepath.Join(target, "modules"))
+	// Of the disk store alone is list, which it works out. Of the go command alone are its locks, what
+	// a branch was at some time, and what it has of a checksum database: none is of a version.
+	diff := exec.Command("diff", "-r", "--exclude=list", "--exclude=main.info", "--exclude=*.lock", "--exclude=sumdb", download, filepath.Join(target, "modules"))
 	if out, err := diff.CombinedOutput(); err != nil {
 		t.Errorf("diff -r: %v\n%.2000s", err, out)
+	}
+	// Out of a disk store too.
+	again := t.TempDir()
+	run(t, "export", again, "--data-dir", target, "--sumdb=off")
+	if out, err := exec.Command("diff", "-r", filepath.Join(target, "modules"), filepath.Join(again, "modules")).CombinedOutput(); err != nil {
+		t.Errorf("diff -r after an export of the data folder: %v\n%.2000s", err, out)
 	}
 }
 
 // A damaged zip on disk is found by verify, moved away, and can be imported again.
 func TestVerify(t *testing.T) {
-	cache, download := tree(t, 20)
+	cache, download := tree(t, 20, 0)
 	dir := t.TempDir()
 	store := []string{"--data-dir", dir, "--sumdb=off"}
 	run(t, append([]string{"import", cache}, store...)...)

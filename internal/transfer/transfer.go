@@ -30,7 +30,12 @@ type Source interface {
 
 // Stored makes a store, here or at another process, a Source of its complete
 // versions.
-type Stored struct{ storage.Store }
+type Stored struct {
+	storage.Store
+	// Incomplete adds the versions of which not all files are kept, where the store can say
+	// which those are: most of a site's are of modules of which somebody wanted the go.mod file alone.
+	Incomplete bool
+}
 
 // Versions implements Source.
 func (s Stored) Versions(ctx context.Context, f func(module.Version, int) error) error {
@@ -45,13 +50,20 @@ func (s Stored) Versions(ctx context.Context, f func(module.Version, int) error)
 			}
 		}
 		if page.Next == "" {
-			return nil
+			break
 		}
 		if page.Next == token {
 			return fmt.Errorf("the catalog does not end: its token %q leads to itself", token)
 		}
 		token = page.Next
 	}
+	all, can := s.Store.(interface {
+		Incomplete(context.Context, func(module.Version) error) error
+	})
+	if !s.Incomplete || !can {
+		return nil
+	}
+	return all.Incomplete(ctx, func(m module.Version) error { return f(m, -1) })
 }
 
 // Result counts versions.
@@ -286,7 +298,7 @@ func spool(ctx context.Context, from goproxy.Source, m module.Version, dir strin
 // and, with Options.H1, that both are what the checksum database says. Versions that are not, and those that could not be
 // checked, are reported to Options.Failed: the first as Damaged.
 func Verify(ctx context.Context, s storage.Store, o Options) (*Result, error) {
-	return each(ctx, Stored{s}, o, func(ctx context.Context, r *Result, m module.Version) error {
+	return each(ctx, Stored{Store: s}, o, func(ctx context.Context, r *Result, m module.Version) error {
 		// A complete version has all files, unless it was deleted just now.
 		absent := func(file string, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {

@@ -45,7 +45,7 @@ func TestCopyOntoPart(t *testing.T) {
 	}
 	for round, want := range []int64{0, 2} {
 		errs, o := failed(t)
-		r, err := Copy(t.Context(), Stored{from}, to, o)
+		r, err := Copy(t.Context(), Stored{Store: from}, to, o)
 		if err != nil || len(errs) > 0 || r.Skipped.Load() != want || r.Done.Load() != 2-want {
 			t.Errorf("round %d: %v, %v, %d copied, %d were there; want %d", round, err, errs, r.Done.Load(), r.Skipped.Load(), want)
 		}
@@ -67,7 +67,7 @@ func (endless) Catalog(context.Context, string, int) (storage.Page, error) {
 
 func TestEndlessCatalog(t *testing.T) {
 	_, o := failed(t)
-	if _, err := Copy(t.Context(), Stored{endless{memory.New(0, nil)}}, memory.New(0, nil), o); err == nil || !strings.Contains(err.Error(), "does not end") {
+	if _, err := Copy(t.Context(), Stored{Store: endless{memory.New(0, nil)}}, memory.New(0, nil), o); err == nil || !strings.Contains(err.Error(), "does not end") {
 		t.Errorf("got %v", err)
 	}
 }

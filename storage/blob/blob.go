@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,6 +27,7 @@ import (
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/tracing"
+	"github.com/athensctl/athensctl/storage"
 )
 
 // Account says which container, and how to reach it: with a connection string, or
@@ -33,17 +36,19 @@ type Account struct {
 	Endpoint   string // https://<account>.blob.core.windows.net
 	Connection string // AccountName=…;AccountKey=…; in place of Endpoint
 	Container  string
-	HTTP       *http.Client // nil: the SDK's
+	HTTP       *http.Client // nil: a client of its own
 }
 
-func (a Account) client() (*container.Client, error) {
-	o := &container.ClientOptions{ClientOptions: policy.ClientOptions{
-		Retry:     policy.RetryOptions{MaxRetries: 5, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: 4 * time.Second, TryTimeout: 5 * time.Minute},
-		Telemetry: policy.TelemetryOptions{ApplicationID: "athensctl"},
-	}}
-	if a.HTTP != nil {
-		o.Transport = a.HTTP
+func (a Account) client(p patience) (*container.Client, error) {
+	if a.HTTP == nil {
+		a.HTTP = newHTTP()
 	}
+	o := &container.ClientOptions{ClientOptions: policy.ClientOptions{
+		Transport:       a.HTTP,
+		Retry:           policy.RetryOptions{MaxRetries: -1},
+		PerCallPolicies: []policy.Policy{p},
+		Telemetry:       policy.TelemetryOptions{ApplicationID: "athensctl"},
+	}}
 	if a.Connection != "" {
 		c, err := container.NewClientFromConnectionString(a.Connection, a.Container, o)
 		if err != nil {
@@ -54,6 +59,12 @@ func (a Account) client() (*container.Client, error) {
 	u, err := url.Parse(a.Endpoint)
 	if err != nil || u.Host == "" {
 		return nil, fmt.Errorf("blob-endpoint: %q is not a URL such as https://NAME.blob.core.windows.net", a.Endpoint)
+	}
+	// Tests speak http to loopback; a token is sent to nobody else in clear.
+	ip := net.ParseIP(u.Hostname())
+	o.InsecureAllowCredentialWithHTTP = u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+	if u.Scheme != "https" && !o.InsecureAllowCredentialWithHTTP {
+		return nil, fmt.Errorf("blob-endpoint: %s: a token would be sent in clear: an identity needs https", a.Endpoint)
 	}
 	identity, err := azidentity.NewDefaultAzureCredential(nil)
 	if err != nil {
@@ -68,7 +79,7 @@ type Store struct{ container *container.Client }
 // Open returns the store in a container that is there already; see Init. It makes
 // one request, to say at once that the container can't be reached or read.
 func Open(ctx context.Context, a Account) (*Store, error) {
-	c, err := a.client()
+	c, err := a.client(usual)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +106,7 @@ func (s *Store) Check(ctx context.Context) error {
 
 // Init makes the container where it is not there.
 func Init(ctx context.Context, a Account, report func(string)) error {
-	c, err := a.client()
+	c, err := a.client(usual)
 	if err != nil {
 		return err
 	}
@@ -118,7 +129,7 @@ const (
 )
 
 // Put keeps size bytes; those that are kept already, which the name says are the
-// same, are a success.
+// same, are a success. A blob of another size is not what the name says, and is replaced.
 func (s *Store) Put(ctx context.Context, name string, r io.ReadSeeker, size int64) (err error) {
 	ctx, span := start(ctx, "put", size)
 	defer func() { tracing.End(span, err) }()
@@ -127,46 +138,56 @@ func (s *Store) Put(ctx context.Context, name string, r io.ReadSeeker, size int6
 	if err != nil {
 		return err
 	}
+	absent := azcore.ETagAny
+	once := &blob.ModifiedAccessConditions{IfNoneMatch: &absent}
+	if size > oneRequest { // a look is cheaper than all the blocks
+		if there, err := b.GetProperties(ctx, nil); err == nil && there.ContentLength != nil && *there.ContentLength == size {
+			return nil
+		}
+	}
 	for try := 1; ; try++ {
-		err := upload(ctx, b, r, size)
+		err := upload(ctx, b, r, size, once)
 		if !bloberror.HasCode(err, bloberror.BlobAlreadyExists, bloberror.ConditionNotMet, bloberror.InvalidBlockList) {
 			return failure("write", err)
 		}
 		there, e := b.GetProperties(ctx, nil)
 		switch {
-		case e == nil && (there.ContentLength == nil || *there.ContentLength != size):
-			return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage has %s with another size", name)
-		case e == nil:
+		case e == nil && there.ContentLength != nil && *there.ContentLength == size:
 			return nil
+		case e == nil && there.ETag != nil && try < 3:
+			once = &blob.ModifiedAccessConditions{IfMatch: there.ETag}
+		case e == nil:
+			return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage has %s with another size", name)
 		case !bloberror.HasCode(e, bloberror.BlobNotFound) || try == 3:
 			return failure("write", err)
+		default:
+			// It was there, and was removed: blocks that wait to be committed are dropped
+			// when others of the same blob are.
+			once = &blob.ModifiedAccessConditions{IfNoneMatch: &absent}
 		}
-		// It was there, and was removed: blocks that wait to be committed are dropped
-		// when others of the same blob are.
 		if _, err := r.Seek(begin, io.SeekStart); err != nil {
 			return err
 		}
 	}
 }
 
-// upload writes a blob that is not there.
-func upload(ctx context.Context, b *blockblob.Client, r io.ReadSeeker, size int64) (err error) {
-	absent := azcore.ETagAny
-	once := &blob.AccessConditions{ModifiedAccessConditions: &blob.ModifiedAccessConditions{IfNoneMatch: &absent}}
+// upload writes a blob, on that condition.
+func upload(ctx context.Context, b *blockblob.Client, r io.ReadSeeker, size int64, once *blob.ModifiedAccessConditions) (err error) {
+	condition := &blob.AccessConditions{ModifiedAccessConditions: once}
 	zip := "application/zip"
 	headers := &blob.HTTPHeaders{BlobContentType: &zip}
 	if size <= oneRequest {
-		_, err = b.Upload(ctx, streaming.NopCloser(r), &blockblob.UploadOptions{HTTPHeaders: headers, AccessConditions: once})
+		_, err = b.Upload(ctx, streaming.NopCloser(r), &blockblob.UploadOptions{HTTPHeaders: headers, AccessConditions: condition})
 	} else {
-		_, err = b.UploadStream(ctx, r, &blockblob.UploadStreamOptions{BlockSize: blockBytes, Concurrency: 2, HTTPHeaders: headers, AccessConditions: once})
+		_, err = b.UploadStream(ctx, r, &blockblob.UploadStreamOptions{BlockSize: blockBytes, Concurrency: 2, HTTPHeaders: headers, AccessConditions: condition})
 	}
 	return err
 }
 
-// Get returns a reader of the blob; it fails where there is none. What is skipped
-// by Seek is not fetched.
+// Get returns a reader of the blob; it fails where there is none: storage.ErrLost. What is skipped
+// by Seek is not fetched, nor what is not read: it asks for no more than window bytes at once.
 func (s *Store) Get(ctx context.Context, name string, size int64) (io.ReadSeekCloser, error) {
-	r := &reader{ctx: ctx, blob: s.container.NewBlobClient(name), size: size}
+	r := &reader{ctx: ctx, blob: s.container.NewBlobClient(name), name: name, size: size}
 	if size == 0 {
 		return r, nil
 	}
@@ -184,34 +205,65 @@ func (s *Store) Delete(ctx context.Context, name string, size int64) (err error)
 	return failure("delete", err)
 }
 
-// reader reads from pos on in one answer, which it drops when it is told to seek.
+// window is what one answer has: a reader that leaves has cut no more than that.
+const window = 8 << 20
+
+// reader reads from pos on, one window after the other. Seek asks nothing: whoever looks for
+// the size and goes back to the start (http.ServeContent does) goes on in the answer that there is.
 type reader struct {
 	ctx  context.Context
 	blob *blob.Client
+	name string
 	size int64
 	pos  int64
-	body io.ReadCloser // from pos on; nil: to be opened
+
+	body    io.ReadCloser // nil: to be opened
+	at, end int64         // where body is, and where it ends
 }
 
+// open asks for the window that begins at pos.
 func (r *reader) open() (err error) {
-	ctx, span := start(r.ctx, "get", r.size-r.pos)
+	count := min(window, r.size-r.pos)
+	ctx, span := start(r.ctx, "get", count)
 	defer func() { tracing.End(span, err) }()
-	resp, err := r.blob.DownloadStream(ctx, &blob.DownloadStreamOptions{Range: blob.HTTPRange{Offset: r.pos}})
-	if err != nil {
+	resp, err := r.blob.DownloadStream(ctx, &blob.DownloadStreamOptions{Range: blob.HTTPRange{Offset: r.pos, Count: count}})
+	switch {
+	case bloberror.HasCode(err, bloberror.BlobNotFound):
+		return fmt.Errorf("%w: Blob Storage has no %s", storage.ErrLost, r.name)
+	case bloberror.HasCode(err, bloberror.InvalidRange):
+		return fmt.Errorf("%w: Blob Storage has %s with less than %d bytes", storage.ErrLost, r.name, r.size)
+	case err != nil:
 		return failure("read", err)
 	}
-	if resp.ContentLength != nil && *resp.ContentLength != r.size-r.pos {
+	if have := total(resp.ContentRange); have != r.size {
 		resp.Body.Close()
-		return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage has %d bytes in place of %d", *resp.ContentLength+r.pos, r.size)
+		return fmt.Errorf("%w: Blob Storage has %s with %d bytes in place of %d", storage.ErrLost, r.name, have, r.size)
 	}
 	// Goes on where an answer was cut.
 	r.body = resp.NewRetryReader(r.ctx, &blob.RetryReaderOptions{MaxRetries: 3})
+	r.at, r.end = r.pos, r.pos+count
 	return nil
+}
+
+// total is the size of the whole that a Content-Range says; -1: it says none.
+func total(contentRange *string) int64 {
+	if contentRange == nil {
+		return -1
+	}
+	_, of, _ := strings.Cut(*contentRange, "/")
+	n, err := strconv.ParseInt(of, 10, 64)
+	if err != nil {
+		return -1
+	}
+	return n
 }
 
 func (r *reader) Read(b []byte) (int, error) {
 	if r.pos >= r.size {
 		return 0, io.EOF
+	}
+	if r.body != nil && (r.at != r.pos || r.at == r.end) {
+		r.Close()
 	}
 	if r.body == nil {
 		if err := r.open(); err != nil {
@@ -220,8 +272,14 @@ func (r *reader) Read(b []byte) (int, error) {
 	}
 	n, err := r.body.Read(b)
 	r.pos += int64(n)
-	if err == io.EOF && r.pos < r.size {
+	r.at = r.pos
+	if err == io.EOF && r.at < r.end {
 		err = io.ErrUnexpectedEOF
+	} else if err == io.EOF && r.pos < r.size {
+		err = nil // of this window
+	}
+	if err != nil && err != io.EOF {
+		err = failure("read", err)
 	}
 	return n, err
 }
@@ -235,9 +293,6 @@ func (r *reader) Seek(offset int64, whence int) (int64, error) {
 	}
 	if offset < 0 {
 		return 0, errors.New("seek before the start")
-	}
-	if offset != r.pos {
-		r.Close()
 	}
 	r.pos = offset
 	return offset, nil
@@ -280,15 +335,16 @@ func start(ctx context.Context, op string, size int64) (context.Context, trace.S
 // the SDK prints.
 func failure(what string, err error) error {
 	var re *azcore.ResponseError
+	var said *goproxy.Error
 	switch {
-	case err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+	case err == nil || errors.As(err, &said) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 		return err
 	case !errors.As(err, &re):
-		return goproxy.Busy(time.Second, "Blob Storage does not %s: %w", what, err)
+		return goproxy.Busy(time.Second, "Blob Storage does not %s: %s", what, inOneLine(err))
 	case re.StatusCode == http.StatusForbidden || re.StatusCode == http.StatusUnauthorized:
 		return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage refused to %s: %s: %s", what, re.ErrorCode, whyRefused(re))
-	case re.StatusCode == http.StatusTooManyRequests || re.StatusCode >= 500:
-		return goproxy.Busy(time.Second, "Blob Storage does not %s: %d %s", what, re.StatusCode, re.ErrorCode)
+	case re.ErrorCode == string(bloberror.ContainerNotFound):
+		return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage: %s: the container is not there: Terraform makes it, or athensctl storage init", what)
 	}
 	return goproxy.Errorf(http.StatusInternalServerError, "Blob Storage: %s: %d %s", what, re.StatusCode, strings.TrimSpace(re.ErrorCode))
 }

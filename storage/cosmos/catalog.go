@@ -1,12 +1,14 @@
 package cosmos
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"golang.org/x/mod/module"
@@ -45,9 +47,9 @@ func (s *Store) publish(ctx context.Context, m module.Version, v *version, etag 
 // A Delete may be going on. It removes the item, and then the entries; so whoever enters
 // one looks at the item again, and whoever removes one does too (withdraw). The last of
 // them sees how it is.
-func (s *Store) enter(ctx context.Context, m module.Version, v *version, etag azcore.ETag) error {
+func (s *Store) enter(ctx context.Context, m module.Version, v *version, etag azcore.ETag) (err error) {
 	for {
-		_, err := s.index.append(ctx, entry{ID: entryID(m), Path: m.Path, Version: m.Version}, v.Page)
+		_, err = s.index.append(ctx, entry{ID: entryID(m), Path: m.Path, Version: m.Version}, v.Page)
 		if err == nil {
 			break
 		} else if err != errSealed {
@@ -69,6 +71,11 @@ func (s *Store) enter(ctx context.Context, m module.Version, v *version, etag az
 			return err
 		}
 	}
+	defer func() {
+		if err != nil {
+			go s.lookAfter(m, v.Page)
+		}
+	}()
 	if err := s.register(ctx, shard(m.Path)); err != nil {
 		return err
 	}
@@ -104,7 +111,39 @@ func (s *Store) withdraw(ctx context.Context, m module.Version, page int) error 
 	return s.publish(ctx, m, v, etag)
 }
 
+// lookAfter looks at a version for who has entered it in a page of the index, and did not come to
+// look itself: after a pause, since a request that was given up may be on its way still. It tries as
+// long as any operation is; what fails then is as what a crash leaves.
+func (s *Store) lookAfter(m module.Version, page int) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*s.patience)
+	defer cancel()
+	time.Sleep(lookAfterPause)
+	v, _, err := s.version(ctx, "put", m)
+	if err == errAbsent || err == nil && (v.Complete == 0 || v.Page != page) {
+		err = s.withdraw(ctx, m, page)
+	}
+	if err != nil {
+		s.o.Log.Warn("the index may have an entry of a version that was deleted", "version", m.String(), "err", err)
+	}
+}
+
+const lookAfterPause = time.Second
+
 func catalogPK(m module.Version) string { return "c/" + shard(m.Path) }
+
+// Incomplete calls f for each version of which something is kept and not all, in no order: what the
+// catalog does not have. It reads the names of all versions, so it is for who copies all of them.
+func (s *Store) Incomplete(ctx context.Context, f func(module.Version) error) error {
+	var stop error
+	params := map[string]any{"@from": modulePK(""), "@to": "m0"} // the byte behind the slash
+	err := s.query(ctx, s.modules, "incomplete", "", "SELECT c.pk, c.id, c.complete FROM c WHERE c.pk > @from AND c.pk < @to", 1000, params, decode(func(v *version) bool {
+		if v.Complete == 0 {
+			stop = f(module.Version{Path: strings.TrimPrefix(v.PK, modulePK("")), Version: v.ID})
+		}
+		return stop == nil
+	}))
+	return cmp.Or(stop, err)
+}
 
 // register makes a partition of the catalog known.
 func (s *Store) register(ctx context.Context, shard string) error {

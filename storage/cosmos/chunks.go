@@ -6,13 +6,17 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
 )
 
 // chunkBytes is the content of a chunk item: 512 KB in base64. Reads and writes
 // cost by the KB whatever its size; an item may have 2 MB.
 const chunkBytes = 384 << 10
+
+const lookAgain = 500 * time.Millisecond
 
 type chunk struct {
 	ID   string `json:"id"`
@@ -83,8 +87,16 @@ func (r *chunkReader) load(i int64) error {
 	}
 	var item chunk
 	_, err := r.a.get(r.ctx, r.a.modules, "zip read", chunkPK(r.name), chunkID(i), &item)
+	if err == errAbsent { // once more: what one replica does not see yet is not lost
+		select {
+		case <-r.ctx.Done():
+			return r.ctx.Err()
+		case <-time.After(lookAgain):
+		}
+		_, err = r.a.get(r.ctx, r.a.modules, "zip read", chunkPK(r.name), chunkID(i), &item)
+	}
 	if err == errAbsent {
-		return goproxy.Errorf(http.StatusInternalServerError, "chunk %d of %s is not there", i, r.name)
+		return fmt.Errorf("%w: chunk %d of %s is not there", storage.ErrLost, i, r.name)
 	} else if err != nil {
 		return err
 	}

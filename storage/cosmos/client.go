@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -36,6 +35,10 @@ var (
 	errMoved  = errors.New("the item has changed since it was read") // 412, and not by us
 )
 
+// errNoContainer: what is asked is an item of a container, or the container of a database, that is not
+// there. That says nothing of the item.
+var errNoContainer = errors.New("no such container")
+
 // stamp is part of each item that is written on a condition: a random mark of the
 // write, by which one whose answer was lost is recognised as one's own.
 type stamp struct {
@@ -56,7 +59,7 @@ type account struct {
 	answers         *prometheus.CounterVec
 }
 
-// An attempt takes this long at most: the SDK goes on for minutes when a name does
+// An attempt takes this long at most, and ends when the whole is to end: the SDK goes on for minutes when a name does
 // not resolve, and a chunk of a zip is 512 KB.
 const attemptTimeout = 15 * time.Second
 
@@ -79,9 +82,10 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 	if err := a.afford(ctx, op); err != nil {
 		return err
 	}
-	deadline := time.Now().Add(a.patience)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
+	end := time.Now().Add(a.patience) // of the last attempt; ctx has its own
+	deadline := end
+	if d, ok := ctx.Deadline(); ok {
+		deadline = earlier(end, d)
 	}
 	var failed error // of the last attempt
 	var pause time.Duration
@@ -95,7 +99,7 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			return ctx.Err()
 		}
 		attempts++
-		one, cancel := context.WithTimeout(ctx, attemptTimeout)
+		one, cancel := context.WithDeadline(ctx, earlier(end, time.Now().Add(attemptTimeout)))
 		resp, err := f(one)
 		cancel()
 		if err == nil {
@@ -118,6 +122,11 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			if wrappedRefusal.MatchString(err.Error()) {
 				return refused(op, err)
 			}
+			// An identity that can't be had: who gives it was asked as often as makes sense.
+			var final interface{ NonRetriable() }
+			if errors.As(err, &final) {
+				return goproxy.Busy(5*time.Second, "Cosmos DB (%s): there is no key, and no identity: %w", op, short(err))
+			}
 		} else {
 			var charge float64
 			if re.RawResponse != nil {
@@ -128,7 +137,13 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 			a.spend(ctx, float32(charge))
 			switch re.StatusCode {
 			case http.StatusNotFound:
-				return errAbsent
+				switch substatus(re.RawResponse) {
+				case ownerAbsent:
+					return goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB (%s): %w", op, errNoContainer)
+				case notYetRead:
+				default:
+					return errAbsent
+				}
 			case http.StatusConflict:
 				return errExists
 			case http.StatusPreconditionFailed:
@@ -155,6 +170,26 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 		case <-time.After(pause):
 		}
 	}
+}
+
+// Substatus of a 404 that is not of the item. Source: Microsoft's "HTTP status codes for Azure Cosmos DB".
+const (
+	ownerAbsent = "1003" // the container or the database is not there
+	notYetRead  = "1002" // the replica that was asked is behind
+)
+
+func substatus(resp *http.Response) string {
+	if resp == nil {
+		return ""
+	}
+	return resp.Header.Get("x-ms-substatus")
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // afford waits until what was spent in the background is paid off. What an operation
@@ -226,8 +261,15 @@ func short(err error) error {
 	if errors.As(err, &re) {
 		return fmt.Errorf("%d %s", re.StatusCode, re.ErrorCode)
 	}
-	line, _, _ := strings.Cut(err.Error(), "\n")
-	return errors.New(line)
+	// One of an identity has many lines where several ways to get one were tried: each says
+	// why it was none.
+	var parts []string
+	for line := range strings.Lines(err.Error()) {
+		if line = strings.TrimSpace(line); strings.Trim(line, "-") != "" {
+			parts = append(parts, line)
+		}
+	}
+	return errors.New(strings.Join(parts, "; "))
 }
 
 func retryAfter(resp *http.Response) time.Duration {
@@ -284,7 +326,7 @@ func (a *account) create(ctx context.Context, c *azcosmos.ContainerClient, op, p
 		etag = r.ETag
 		return r.Response, err
 	})
-	if err == errExists {
+	if err == errExists && s.W != "" {
 		return a.mine(ctx, c, op, pk, id, s, err)
 	}
 	return etag, err
@@ -318,7 +360,7 @@ func (a *account) mine(ctx context.Context, c *azcosmos.ContainerClient, op, pk,
 		return "", conflict
 	case err != nil:
 		return "", err
-	case there == s && s.W != "":
+	case there == s:
 		return etag, nil
 	}
 	return "", conflict
@@ -375,7 +417,7 @@ func (a *account) query(ctx context.Context, c *azcosmos.ContainerClient, op, pk
 			return got.Response, err
 		})
 		if err == errAbsent {
-			err = fs.ErrNotExist // of the container
+			err = goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB (%s): %w", op, errNoContainer)
 		}
 		if err != nil {
 			return err

@@ -18,14 +18,15 @@
 // Container ledger:
 //
 //	k/<path>           hash          Known, which expires
-//	j/<hash>           hash          a job
+//	j/<2 characters>   hash          a job, by the beginning of its id
 //	s/<name>           state         small state
-//	p/<hash>           hash          a Put that goes on, or did not end (see sweep.go)
+//	p/0 … p/f          hash          a Put that goes on, or did not end (see sweep.go)
 //
 // docs/adr/0007 says why, and what each operation costs.
 package cosmos
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -74,6 +75,63 @@ func newHTTP() *http.Client {
 	}}
 }
 
+// isLoopback reports whether a URL is of this machine.
+func isLoopback(s string) bool {
+	u, err := url.Parse(s)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(u.Hostname())
+	return u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// The SDK reads the account's regions now and then under a lock that every request
+// takes, and would wait a minute for them, whatever time the request has.
+const (
+	accountTimeout = 5 * time.Second
+	// A reading that had no answer is not made again for so long: the SDK goes on with the
+	// regions that it knows.
+	accountPause = 10 * time.Second
+	accountBytes = 1 << 20
+)
+
+// transport makes the SDK's requests, and bounds those for the account's regions.
+type transport struct {
+	http *http.Client
+
+	mu     sync.Mutex
+	failed time.Time // when the account did not answer; zero: it did
+	err    error
+}
+
+// Do implements policy.Transporter.
+func (t *transport) Do(req *http.Request) (*http.Response, error) {
+	if req.Method != http.MethodGet || strings.Trim(req.URL.Path, "/") != "" {
+		return t.http.Do(req)
+	}
+	t.mu.Lock()
+	failed, err := t.failed, t.err
+	t.mu.Unlock()
+	if err != nil && time.Since(failed) < accountPause {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(req.Context(), accountTimeout)
+	defer cancel()
+	resp, err := t.http.Do(req.WithContext(ctx))
+	if err == nil {
+		var body []byte
+		body, err = io.ReadAll(io.LimitReader(resp.Body, accountBytes))
+		resp.Body.Close()
+		resp.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.failed, t.err = time.Now(), err; err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
 // client connects to nothing yet.
 func (a Account) client() (*azcosmos.Client, error) {
 	if a.HTTP == nil {
@@ -81,12 +139,12 @@ func (a Account) client() (*azcosmos.Client, error) {
 	}
 	o := &azcosmos.ClientOptions{
 		ClientOptions: policy.ClientOptions{
-			Transport: a.HTTP,
+			Transport: &transport{http: a.HTTP},
 			// account.try retries, and knows more about what may be.
 			Retry:     policy.RetryOptions{MaxRetries: -1},
 			Telemetry: policy.TelemetryOptions{ApplicationID: "athensctl"},
 			// Tests speak http to loopback; the service itself has https alone.
-			InsecureAllowCredentialWithHTTP: strings.HasPrefix(a.Endpoint, "http://"),
+			InsecureAllowCredentialWithHTTP: isLoopback(a.Endpoint),
 		},
 		PreferredRegions: a.Regions,
 	}
@@ -101,6 +159,10 @@ func (a Account) client() (*azcosmos.Client, error) {
 		return nil, fmt.Errorf("cosmos-endpoint: %q is not a URL such as https://NAME.documents.azure.com", a.Endpoint)
 	}
 	if a.Key == "" {
+		// A key signs requests and stays here; a token is sent with each.
+		if !strings.HasPrefix(a.Endpoint, "https://") && !isLoopback(a.Endpoint) {
+			return nil, fmt.Errorf("cosmos-endpoint: %s: a token would be sent in clear: an identity needs https", a.Endpoint)
+		}
 		identity, err := azidentity.NewDefaultAzureCredential(nil)
 		if err != nil {
 			return nil, fmt.Errorf("cosmos: there is no key, and no identity: %w", err)
@@ -117,10 +179,11 @@ func (a Account) client() (*azcosmos.Client, error) {
 // Zips keeps the bytes of zips under names that say what is in them: one name
 // never has other bytes. It is safe for concurrent use.
 type Zips interface {
-	// Put keeps size bytes; those that are kept already are a success.
+	// Put keeps size bytes; those that are kept already are a success, and those of
+	// them that are lost are kept again.
 	Put(ctx context.Context, name string, r io.ReadSeeker, size int64) error
 	// Get returns a reader at the start, which reads no more than it is asked
-	// for, and fails where the bytes are not kept.
+	// for. Bytes that are not kept are storage.ErrLost, of Get or of the reader.
 	Get(ctx context.Context, name string, size int64) (io.ReadSeekCloser, error)
 	// Delete removes them; that they are not there is a success.
 	Delete(ctx context.Context, name string, size int64) error
@@ -214,7 +277,7 @@ func Open(ctx context.Context, a Account, o Options) (*Store, error) {
 			r, err := c.Read(ctx, nil)
 			return r.Response, err
 		})
-		if err == errAbsent {
+		if err == errAbsent || errors.Is(err, errNoContainer) {
 			err = errors.New("it is not there: Terraform makes it, or athensctl storage init")
 		}
 		if err != nil {

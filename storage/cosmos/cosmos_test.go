@@ -173,6 +173,23 @@ func TestBlobOverHTTP(t *testing.T) {
 	storagetest.Run(t, storagetest.Backend{Open: storagetest.OverHTTP(openBlob(testazure.Azurite(t)))})
 }
 
+// Peer and Azurite: neither is of this repository.
+func openPeerBlob(t *testing.T) storagetest.Opener {
+	url, connection := testazure.Peer(t), testazure.Azurite(t)
+	return func(t *testing.T, dir string, o storagetest.Options) (storage.Store, storage.Ledger) {
+		s := open(t, peerAt(url), dir, Options{Now: o.Now, QueueMax: o.QueueMax, PageSize: 10, Zips: openZips(t, connection, dir)})
+		return s, s
+	}
+}
+
+func TestPeerBlob(t *testing.T) {
+	storagetest.Run(t, storagetest.Backend{Open: openPeerBlob(t)})
+}
+
+func TestPeerBlobOverHTTP(t *testing.T) {
+	storagetest.Run(t, storagetest.Backend{Open: storagetest.OverHTTP(openPeerBlob(t))})
+}
+
 // A real account, where the environment names one.
 func TestAccount(t *testing.T) {
 	a := Account{Endpoint: os.Getenv("ATHENSCTL_TEST_COSMOS_ENDPOINT"), Key: os.Getenv("ATHENSCTL_TEST_COSMOS_KEY")}

@@ -14,27 +14,18 @@ import (
 
 	"golang.org/x/mod/module"
 
+	"github.com/athensctl/athensctl/internal/testazure"
 	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/storagetest"
 )
 
 var update = flag.Bool("update", false, "write the table of docs/azure.md again")
 
-// zipsElsewhere is Blob Storage as far as Cosmos DB is concerned.
-type zipsElsewhere struct{}
-
-func (zipsElsewhere) Put(_ context.Context, _ string, r io.ReadSeeker, _ int64) error {
-	_, err := io.Copy(io.Discard, r)
-	return err
-}
-func (zipsElsewhere) Get(context.Context, string, int64) (io.ReadSeekCloser, error) {
-	return nil, fmt.Errorf("not kept")
-}
-func (zipsElsewhere) Delete(context.Context, string, int64) error { return nil }
-
+// cost is what is charged for: requests to Cosmos DB and their units, and to Blob Storage.
 type cost struct {
-	trips int
-	units float64
+	trips         int
+	units         float64
+	writes, reads int // of Blob Storage
 }
 
 // The table of what each operation costs is made from the requests that are really
@@ -43,12 +34,15 @@ func TestCosts(t *testing.T) {
 	ctx := context.Background()
 	f, a := fake(t)
 	s := open(t, a, t.TempDir(), Options{})
-	elsewhere := open(t, a, t.TempDir(), Options{Zips: zipsElsewhere{}})
+	blobs := testazure.StartBlob(t)
+	dir := t.TempDir()
+	elsewhere := open(t, a, dir, Options{Zips: openZips(t, blobs.Connection, dir)})
 	costs := map[string]cost{}
 	var order []string
 	measure := func(name string, work func() error) {
 		t.Helper()
 		f.Calls()
+		blobs.Calls()
 		if err := work(); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -57,10 +51,17 @@ func TestCosts(t *testing.T) {
 			c.trips++
 			c.units += call.Units
 		}
+		for _, call := range blobs.Calls() {
+			if call.Write() {
+				c.writes++
+			} else {
+				c.reads++
+			}
+		}
 		costs[name] = c
 		order = append(order, name)
 	}
-	noise := make([]byte, 5<<20)
+	noise := make([]byte, 50<<20)
 	rand.NewChaCha8([32]byte{1}).Read(noise)
 	files := func(path string, size int) (module.Version, storage.Files) {
 		v := storagetest.New(path, "v1.2.3", "")
@@ -84,6 +85,9 @@ func TestCosts(t *testing.T) {
 		}
 	}
 	zip := func(ctx context.Context, m module.Version) (interface{ io.Reader }, error) { return s.Zip(ctx, m) }
+	zipElsewhere := func(ctx context.Context, m module.Version) (interface{ io.Reader }, error) {
+		return elsewhere.Zip(ctx, m)
+	}
 	if err := put(s, "example.com/first", 1)(); err != nil { // makes the feed's first page
 		t.Fatal(err)
 	}
@@ -97,18 +101,25 @@ func TestCosts(t *testing.T) {
 	})
 	measure("put, zip of 100 KB in Cosmos DB", put(s, small.Path, 100<<10))
 	measure("put, zip of 5 MB in Cosmos DB", put(s, large.Path, 5<<20))
-	measure("put, zip in Blob Storage", put(elsewhere, large.Path, 5<<20))
+	huge := module.Version{Path: "example.com/huge", Version: "v1.2.3"}
+	measure("put, zip of 100 KB in Blob Storage", put(elsewhere, small.Path, 100<<10))
+	measure("put, zip of 5 MB in Blob Storage", put(elsewhere, large.Path, 5<<20))
+	measure("put, zip of 50 MB in Blob Storage", put(elsewhere, huge.Path, 50<<20))
 	measure(".info", func() error { _, err := s.Resolve(ctx, small.Path, small.Version); return err })
 	measure(".mod", func() error { _, err := s.Mod(ctx, small); return err })
 	measure(".zip of 100 KB in Cosmos DB", read(zip, small))
 	measure(".zip of 5 MB in Cosmos DB", read(zip, large))
-	measure(".zip in Blob Storage", func() error {
-		_, err := elsewhere.Zip(ctx, large)
-		if err == nil || !strings.Contains(err.Error(), "not kept") {
-			return fmt.Errorf("want the blob asked, got %v", err)
+	measure(".zip of 100 KB in Blob Storage", read(zipElsewhere, small))
+	measure(".zip of 5 MB in Blob Storage", read(zipElsewhere, large))
+	measure(".zip of 50 MB in Blob Storage", read(zipElsewhere, huge))
+	const many = 20
+	for i := range many {
+		v := storagetest.New("example.com/many", fmt.Sprintf("v1.%d.0", i), "")
+		if err := s.Put(ctx, v.Version, v.Files()); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	})
+	}
+	measure(fmt.Sprintf("list of %d versions that are kept", many), func() error { _, err := s.List(ctx, "example.com/many"); return err })
 	list := storage.Key{Path: small.Path, File: storage.FileList}
 	var versions []string
 	for i := range 50 {
@@ -127,13 +138,14 @@ func TestCosts(t *testing.T) {
 	job.Key.Query = "v1.2.5"
 	measure("start (enqueue and claim)", func() (err error) { claimed, err = s.Start(ctx, job, "w", time.Minute); return err })
 	measure("an idle look at the queue", func() error { s.queue.polled = time.Time{}; return s.poll(ctx) })
-	measure("index page of 3", func() error { _, err := s.Index(ctx, time.Time{}, 100); return err })
-	measure("catalog page of 3", func() error { _, err := s.Catalog(ctx, "", 100); return err })
+	measure("index page of 23", func() error { _, err := s.Index(ctx, time.Time{}, 100); return err })
+	measure("catalog page of 23", func() error { _, err := s.Catalog(ctx, "", 100); return err })
 
 	var b strings.Builder
-	fmt.Fprintf(&b, "| operation | requests | units |\n|---|---|---|\n")
+	fmt.Fprintf(&b, "| operation | requests to Cosmos DB | units | writes to Blob Storage | reads |\n|---|---|---|---|---|\n")
 	for _, name := range order {
-		fmt.Fprintf(&b, "| %s | %d | %.1f |\n", name, costs[name].trips, costs[name].units)
+		c := costs[name]
+		fmt.Fprintf(&b, "| %s | %d | %.1f | %d | %d |\n", name, c.trips, c.units, c.writes, c.reads)
 	}
 	b.WriteString("\n")
 	writePrices(&b, costs)
@@ -163,14 +175,20 @@ const (
 	perMillionUnits  = 0.25  // serverless
 	perCosmosGB      = 0.25  // a month
 	perBlobGB        = 0.018 // a month, hot, locally redundant
-	perTenThousand   = 0.004 // reads of blobs
-	perTenThousandWr = 0.05  // writes of blobs
+	perTenThousand   = 0.004 // reads of blobs, of any size
+	perTenThousandWr = 0.05  // writes of blobs, or of a block of one
 )
+
+// operations is what the requests to Blob Storage cost, in dollars.
+func (c cost) operations() float64 {
+	return float64(c.reads)/1e4*perTenThousand + float64(c.writes)/1e4*perTenThousandWr
+}
 
 // writePrices: what a month costs. Proxies answer most from their caches: the reads
 // here are those that reach storage.
 func writePrices(b *strings.Builder, costs map[string]cost) {
 	const month = 30
+	getBlob, putBlob := costs[".zip of 5 MB in Blob Storage"], costs["put, zip of 5 MB in Blob Storage"] // one of 1 MB costs the same
 	fmt.Fprintf(b, "| site | reads of storage a day (.info, .mod, zip) | lists a day, read and refreshed | new versions a day | kept | units a month | Cosmos DB and Blob a month | zips in Cosmos DB instead |\n|---|---|---|---|---|---|---|---|\n")
 	for _, site := range []struct {
 		name              string
@@ -184,12 +202,12 @@ func writePrices(b *strings.Builder, costs map[string]cost) {
 		rest := site.info*costs[".mod"].units + site.lists*(costs["list read (known)"].units+costs["list kept (known)"].units) +
 			site.fresh*3*(costs["start (enqueue and claim)"].units+costs["done"].units) +
 			2*86_400*costs["an idle look at the queue"].units // two replicas, a look a second
-		withBlob := month * (rest + site.zips*costs[".zip in Blob Storage"].units + site.fresh*costs["put, zip in Blob Storage"].units)
+		withBlob := month * (rest + site.zips*getBlob.units + site.fresh*putBlob.units)
 		// A zip of 1 MB stands between the two that are measured.
 		inCosmos := month * (rest + site.zips*costs[".zip of 5 MB in Cosmos DB"].units/5 + site.fresh*costs["put, zip of 5 MB in Cosmos DB"].units/5)
 		metadataGB := site.keptGB / 100
 		dollars := withBlob/1e6*perMillionUnits + metadataGB*perCosmosGB + site.keptGB*perBlobGB +
-			month*(site.zips/1e4*perTenThousand+site.fresh/1e4*perTenThousandWr)
+			month*(site.zips*getBlob.operations()+site.fresh*putBlob.operations())
 		without := inCosmos/1e6*perMillionUnits + (metadataGB+site.keptGB*4/3)*perCosmosGB
 		fmt.Fprintf(b, "| %s | %.0f + %.0f | %.0f | %.0f | %.0f GB | %.0f million | $%.0f | $%.0f |\n",
 			site.name, site.info, site.zips, site.lists, site.fresh, site.keptGB, withBlob/1e6, dollars, without)

@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,7 +16,6 @@ import (
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/tracing"
-	"github.com/athensctl/athensctl/storage"
 )
 
 // feed is a sequence of entries whose times only grow, whoever writes and whatever
@@ -68,6 +67,7 @@ type pages struct {
 
 type pendingEntry struct {
 	entry
+	page  int
 	done  chan struct{}
 	time  int64
 	units float32 // its part of what the writing has cost
@@ -162,7 +162,7 @@ func (f *feed) enter(ctx context.Context, e entry, page int) (t int64, err error
 	if f.ttl > 0 {
 		e.TTL = int(f.ttl / time.Second)
 	}
-	p := &pendingEntry{entry: e, done: make(chan struct{})}
+	p := &pendingEntry{entry: e, page: page, done: make(chan struct{})}
 	f.mu.Lock()
 	f.pending = append(f.pending, p)
 	if !f.writing {
@@ -175,6 +175,7 @@ func (f *feed) enter(ctx context.Context, e entry, page int) (t int64, err error
 		f.s.spend(ctx, p.units)
 		return p.time, p.err
 	case <-ctx.Done():
+		f.leave(p)
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return 0, errSlowFeed
 		}
@@ -183,6 +184,26 @@ func (f *feed) enter(ctx context.Context, e entry, page int) (t int64, err error
 }
 
 var errSlowFeed = goproxy.Busy(time.Second, "Cosmos DB (feed append) does not answer as it should: entries wait")
+
+// leave takes back an entry that nobody waits for any more: one that waits is not written. Whoever
+// wanted one that is being written does not look whether the version was deleted meanwhile
+// (see Store.enter), and that is done when it is written.
+func (f *feed) leave(p *pendingEntry) {
+	f.mu.Lock()
+	waits := len(f.pending)
+	f.pending = slices.DeleteFunc(f.pending, func(q *pendingEntry) bool { return q == p })
+	waits -= len(f.pending)
+	f.mu.Unlock()
+	if waits > 0 || f.ttl > 0 {
+		return
+	}
+	go func() {
+		if <-p.done; p.err == errSealed {
+			return
+		}
+		f.s.lookAfter(module.Version{Path: p.Path, Version: p.Version}, p.page)
+	}()
+}
 
 // write writes what waits, until nothing does.
 func (f *feed) write() {
@@ -376,113 +397,4 @@ func (f *feed) turn(ctx context.Context, pk string, sealed *head) error {
 	defer f.mu.Unlock()
 	f.current = max(f.current, n+1)
 	return nil
-}
-
-// batch makes a transaction. failed is the operation that was refused, and nothing
-// is changed; -1: all were done, and the first item has the ETag. A conflict with oneself,
-// after an answer was lost, is for the caller to see.
-func (a *account) batch(ctx context.Context, op string, b azcosmos.TransactionalBatch) (failed int, etag azcore.ETag, err error) {
-	var got azcosmos.TransactionalBatchResponse
-	for range 100 {
-		err = a.try(ctx, op, func(ctx context.Context) (azcosmos.Response, error) {
-			var err error
-			got, err = a.modules.ExecuteTransactionalBatch(ctx, b, nil)
-			return got.Response, err
-		})
-		if err != nil {
-			return 0, "", err
-		}
-		if got.Success {
-			if len(got.OperationResults) > 0 {
-				etag = got.OperationResults[0].ETag
-			}
-			return -1, etag, nil
-		}
-		again := false
-		for i, r := range got.OperationResults {
-			switch r.StatusCode {
-			case http.StatusFailedDependency, http.StatusOK, http.StatusCreated:
-				continue
-			case http.StatusConflict, http.StatusPreconditionFailed:
-				return i, "", nil
-			case http.StatusTooManyRequests, 449, http.StatusRequestTimeout, http.StatusServiceUnavailable:
-				again = true
-			default:
-				return 0, "", goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB (%s): operation %d: %d", op, i, r.StatusCode)
-			}
-		}
-		if !again {
-			return 0, "", goproxy.Errorf(http.StatusInternalServerError, "Cosmos DB (%s) failed without a reason", op)
-		}
-		if d, ok := ctx.Deadline(); ok && time.Until(d) < 50*time.Millisecond {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return 0, "", ctx.Err()
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-	return 0, "", goproxy.Busy(time.Second, "Cosmos DB (%s) does not answer as it should", op)
-}
-
-// read returns at most limit entries from since on.
-func (f *feed) read(ctx context.Context, since time.Time, limit int) ([]storage.IndexEntry, error) {
-	if limit < 1 {
-		return nil, goproxy.Errorf(http.StatusBadRequest, "bad request: limit %d: at least 1 is needed", limit)
-	}
-	from := micros(since.Add(time.Microsecond - 1)) // times have µs: the first not before since
-	if since.IsZero() {
-		from = 0
-	}
-	p, _, err := f.pages(ctx)
-	if err != nil {
-		return nil, err
-	}
-	page := 1
-	for i, begins := range p.Froms {
-		if begins < from {
-			page = i + 1
-		}
-	}
-	var entries []storage.IndexEntry
-	for {
-		sealed := false
-		ask := limit - len(entries)
-		text := fmt.Sprintf("SELECT TOP %d c.t, c.path, c.v, c.seal FROM c WHERE c.pk = @pk AND c.t >= @from ORDER BY c.t", ask)
-		err := f.s.query(ctx, f.s.modules, "feed read", f.pk(page), text, min(ask, 1000), map[string]any{"@from": from}, decode(func(e *entry) bool {
-			if sealed = e.Seal; !sealed {
-				entries = append(entries, storage.IndexEntry{Path: e.Path, Version: e.Version, Timestamp: fromMicros(e.Time)})
-			}
-			return true
-		}))
-		if err != nil {
-			return nil, err
-		}
-		if !sealed || len(entries) == limit {
-			return entries, nil
-		}
-		page++
-	}
-}
-
-// decode adapts a function of a value to what query calls.
-func decode[T any](f func(*T) bool) func(json.RawMessage) (bool, error) {
-	return func(raw json.RawMessage) (bool, error) {
-		v := new(T)
-		if err := json.Unmarshal(raw, v); err != nil {
-			return false, err
-		}
-		return f(v), nil
-	}
-}
-
-// Index implements storage.Store.
-func (s *Store) Index(ctx context.Context, since time.Time, limit int) ([]storage.IndexEntry, error) {
-	return s.index.read(ctx, since, limit)
-}
-
-// Deleted implements storage.Store.
-func (s *Store) Deleted(ctx context.Context, since time.Time, limit int) ([]storage.IndexEntry, error) {
-	return s.deleted.read(ctx, since, limit)
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -47,6 +48,9 @@ type zipAt struct {
 	Size int64  `json:"size"`
 	H1   string `json:"h1,omitempty"`
 	Kept int64  `json:"kept"` // µs
+	// Bytes behind the first were found missing: until they are put again nobody gets half
+	// of the zip and a cut connection.
+	Lost bool `json:"lost,omitempty"`
 }
 
 // Above this a file is compressed; above maxItemText it does not fit an item, which no
@@ -182,11 +186,44 @@ func (s *Store) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error
 	} else if err != nil {
 		return nil, err
 	}
+	if v.Zip.Lost {
+		return nil, fmt.Errorf("%s (zip): %w", m, storage.ErrLost)
+	}
 	r, err := s.zips.Get(ctx, v.Zip.Name, v.Zip.Size)
+	if errors.Is(err, storage.ErrLost) {
+		s.o.Log.Warn("the bytes of a zip are lost; it is fetched again when somebody asks", "version", m.String(), "err", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s (zip): %w", m, err)
 	}
+	r = &zipReader{ReadSeekCloser: r, lost: func() { s.markLost(ctx, m, v.Zip.Name) }}
 	return &goproxy.Blob{ReadCloser: r, SizeBytes: v.Zip.Size, ModTime: fromMicros(v.Zip.Kept)}, nil
+}
+
+// zipReader tells of a zip that has a beginning and not all of the rest.
+type zipReader struct {
+	io.ReadSeekCloser
+	lost func()
+}
+
+func (r *zipReader) Read(b []byte) (int, error) {
+	n, err := r.ReadSeekCloser.Read(b)
+	if errors.Is(err, storage.ErrLost) {
+		r.lost()
+	}
+	return n, err
+}
+
+// markLost: who asks next is told at the start, whichever replica it asks.
+func (s *Store) markLost(ctx context.Context, m module.Version, name string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
+	defer cancel()
+	v, etag, err := s.version(ctx, "lost", m)
+	if err == nil && v.Zip != nil && v.Zip.Name == name && !v.Zip.Lost {
+		v.Zip.Lost, v.stamp = true, newStamp()
+		_, err = s.replace(ctx, s.modules, "lost", v.PK, v.ID, v, v.stamp, etag)
+	}
+	s.o.Log.Warn("bytes of a zip are lost; it is fetched again when somebody asks", "version", m.String(), "zip", name, "err", err)
 }
 
 // ZipH1 implements storage.Store.
@@ -331,11 +368,18 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) (err
 		if zip != nil && v.Zip != nil && v.Zip.Name != name {
 			return fmt.Errorf("put %s (zip): %w", m, storage.ErrConflict)
 		}
+		healed := zip != nil && !newZip && v.Zip.Lost
 		if newZip {
 			v.Zip = &zipAt{Name: name, Size: zip.size, H1: f.ZipH1, Kept: micros(now)}
+		} else if zip != nil && !uploaded {
+			// Whoever puts it again may have found its bytes lost.
+			if err := s.upload(ctx, m, name, zip); err != nil {
+				return err
+			}
+			uploaded, v.Zip.Lost = true, false
 		}
 		completes := v.Complete == 0 && v.Info != nil && v.Mod != nil && v.Zip != nil
-		if !newInfo && !newMod && !newZip {
+		if !newInfo && !newMod && !newZip && !healed {
 			if v.Complete != 0 {
 				return s.publish(ctx, m, v, etag) // the Put before may not have come that far
 			}
@@ -347,11 +391,8 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) (err
 			}
 		}
 		if newZip && !uploaded {
-			if _, err := zip.Seek(0, io.SeekStart); err != nil {
+			if err := s.upload(ctx, m, name, zip); err != nil {
 				return err
-			}
-			if err := s.zips.Put(ctx, name, zip, zip.size); err != nil {
-				return fmt.Errorf("put %s (zip): %w", m, err)
 			}
 			uploaded = true
 		}
@@ -385,6 +426,17 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) (err
 		}
 		return nil
 	}
+}
+
+func (s *Store) upload(ctx context.Context, m module.Version, name string, zip *zipSource) error {
+	_, err := zip.Seek(0, io.SeekStart)
+	if err == nil {
+		err = s.zips.Put(ctx, name, zip, zip.size)
+	}
+	if err != nil {
+		return fmt.Errorf("put %s (zip): %w", m, err)
+	}
+	return nil
 }
 
 // Delete implements storage.Store. The item goes first: until then nothing has changed, and

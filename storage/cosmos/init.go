@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/data/azcosmos"
@@ -26,6 +27,23 @@ type Throughput struct {
 	Manual, AutoscaleMax int32
 }
 
+// said is what report says of it.
+func (t Throughput) said(existed bool) string {
+	switch {
+	case existed && t != (Throughput{}):
+		return ", with the throughput left as it is"
+	case existed:
+		return ""
+	case t.AutoscaleMax > 0:
+		return fmt.Sprintf(", with autoscale up to %d units a second", t.AutoscaleMax)
+	case t.Manual > 0:
+		return fmt.Sprintf(", with %d units a second", t.Manual)
+	}
+	return ", serverless"
+}
+
+const wasThere = ": was there"
+
 // Init makes the database and its containers where they are not there, and says
 // what it did to report. It needs a key: an identity of the data plane may not.
 func Init(ctx context.Context, a Account, t Throughput, report func(string)) error {
@@ -46,7 +64,8 @@ func Init(ctx context.Context, a Account, t Throughput, report func(string)) err
 		o.ThroughputProperties = &p
 	}
 	_, err = client.CreateDatabase(ctx, azcosmos.DatabaseProperties{ID: a.Database}, o)
-	if err := made(err, report, "database "+a.Database); err != nil {
+	err = made(err, func(s string) { report(s + t.said(strings.HasSuffix(s, wasThere))) }, "database "+a.Database)
+	if err != nil {
 		return err
 	}
 	db, err := client.NewDatabase(a.Database)
@@ -80,7 +99,7 @@ func made(err error, report func(string), what string) error {
 		report(what + ": made")
 		return nil
 	case errors.As(err, &re) && re.StatusCode == http.StatusConflict:
-		report(what + ": was there")
+		report(what + wasThere)
 		return nil
 	case errors.As(err, &re) && (re.StatusCode == http.StatusUnauthorized || re.StatusCode == http.StatusForbidden):
 		return goproxy.Errorf(http.StatusForbidden, "%s: Cosmos DB refused: %s", what, whyRefused(err.Error()))

@@ -244,13 +244,19 @@ func (s *Store) add(ctx context.Context, op string, j storage.Job, with func(*st
 }
 
 // room reports whether there is room for another job, as far as this replica knows. It
-// counts anew before it says no, where the last count is not new.
+// counts first where it never has, and anew before it says no, where the last count is not new;
+// Run counts now and then.
 func (s *Store) room(ctx context.Context, p storage.Priority) (bool, error) {
 	q := &s.queue
 	look := func() (room, count bool) {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		if room = q.counts.Room(p, s.o.QueueMax); !room && time.Since(q.counted) > countEvery {
+		room = q.counts.Room(p, s.o.QueueMax)
+		if s.o.QueueMax <= 0 {
+			return room, false
+		} else if q.counted.IsZero() { // what is there was put in before this process began
+			return room, true
+		} else if !room && time.Since(q.counted) > countEvery {
 			q.counted, count = time.Now(), true // whoever comes now need not
 		}
 		return room, count

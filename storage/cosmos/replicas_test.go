@@ -335,7 +335,7 @@ func TestRefusals(t *testing.T) {
 		"no URL":      {Account{Endpoint: "nowhere", Key: "d3Jvbmc=", Database: "x"}, "cosmos-endpoint"},
 		"no database": {Account{Endpoint: a.Endpoint, Key: a.Key, Database: "absent"}, "athensctl storage init"},
 	} {
-		if _, err := Open(ctx, bad.account, Options{Patience: time.Millisecond}); err == nil || !strings.Contains(err.Error(), bad.want) || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "d3Jvbmc=") {
+		if _, err := Open(ctx, bad.account, Options{Patience: 5 * time.Second}); err == nil || !strings.Contains(err.Error(), bad.want) || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "d3Jvbmc=") {
 			t.Errorf("%s: %v; want one line with %q and no key", name, err, bad.want)
 		}
 	}

@@ -257,7 +257,7 @@ func (s *Store) sweep(ctx context.Context, i *intent) error {
 }
 
 // Run does the work behind until ctx ends: Finish about twice a minute, Sweep every 10
-// minutes or so; replicas that start together do not do it together.
+// minutes or so, and where the queue is bounded a count of its jobs once a minute; replicas that start together do not do it together.
 func (s *Store) Run(ctx context.Context) {
 	every := func(first, d time.Duration, work func(context.Context) error) {
 		for pause := first; ; pause = d {
@@ -267,7 +267,7 @@ func (s *Store) Run(ctx context.Context) {
 			case <-time.After(time.Duration(float64(pause) * (0.5 + rand.Float64()))):
 			}
 			if err := work(ctx); err != nil && ctx.Err() == nil && goproxy.Status(err) != http.StatusServiceUnavailable {
-				s.o.Log.Warn("sweep", "err", err)
+				s.o.Log.Warn("work behind", "err", err)
 			}
 		}
 	}
@@ -275,5 +275,10 @@ func (s *Store) Run(ctx context.Context) {
 	wg.Go(func() { every(finishAfter, finishAfter, s.Finish) })
 	// The first one soon: processes that live for minutes sweep too.
 	wg.Go(func() { every(5*time.Minute, 12*time.Minute, s.Sweep) })
+	if s.o.QueueMax > 0 { // what others put in, and take out, is known here by counting alone
+		wg.Go(func() {
+			every(0, time.Minute, func(ctx context.Context) error { _, err := s.Queue(ctx); return err })
+		})
+	}
 	wg.Wait()
 }
