@@ -10,13 +10,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/mod/module"
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/testupstream"
-	"github.com/athensctl/athensctl/internal/transfer"
 	"github.com/athensctl/athensctl/storage/memory"
 	"github.com/athensctl/athensctl/storage/storagetest"
 )
@@ -151,38 +149,6 @@ func TestWarmMismatch(t *testing.T) {
 		if !strings.Contains(stderr.String(), want) {
 			t.Errorf("%q is not in\n%s", want, stderr.String())
 		}
-	}
-}
-
-// A terminal has a bar; elsewhere a line tells how far it is, every 10 seconds.
-func TestBar(t *testing.T) {
-	r := new(transfer.Result)
-	r.Done.Store(2)
-	r.Failed.Store(1)
-	r.Bytes.Store(2_500_000)
-	var out bytes.Buffer
-	b := newBar(&out)
-	b.show(r, 10)
-	b.clear()
-	if b.tty || out.Len() != 0 {
-		t.Errorf("at once: %q", out.String())
-	}
-	b.last = time.Now().Add(-time.Minute)
-	b.show(r, 10)
-	b.show(r, 10)
-	if got := out.String(); got != "3 of 10 versions, 2.5 MB of zips\n" {
-		t.Errorf("later: %q", got)
-	}
-	out.Reset()
-	b = &bar{w: &out, tty: true}
-	b.show(r, 10)
-	if got := out.String(); !strings.Contains(got, "versions") || !strings.Contains(got, "(3/10") || strings.Contains(got, "\n") {
-		t.Errorf("a terminal: %q", got)
-	}
-	out.Reset()
-	b.clear()
-	if got := out.String(); strings.Trim(got, "\r \x1b[2K") != "" || got == "" {
-		t.Errorf("cleared: %q", got)
 	}
 }
 
