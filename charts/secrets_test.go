@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -65,6 +66,7 @@ func TestChecksums(t *testing.T) {
 // What is in a Secret counts, not only its name: helm looks it up in the cluster, here one
 // that knows the kinds and has two Secrets.
 func TestRotated(t *testing.T) {
+	var mu sync.Mutex
 	content := map[string]string{"site-athensctl-token": "c2VjcmV0LXNlY3JldC1zZWNyZXQ=", "front-door": "bmFtZT12YWx1ZQ=="}
 	kinds := map[string]string{
 		"v1": "Secret ServiceAccount ConfigMap PersistentVolumeClaim Service Pod", "apps/v1": "Deployment",
@@ -74,7 +76,10 @@ func TestRotated(t *testing.T) {
 		w.Header().Set("Content-Type", "application/json")
 		name, secret := strings.CutPrefix(r.URL.Path, "/api/v1/namespaces/modules/secrets/")
 		version := strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, "/apis/"), "/api/")
-		switch data, ok := content[name]; {
+		mu.Lock()
+		data, ok := content[name]
+		mu.Unlock()
+		switch {
 		case r.URL.Path == "/version":
 			io.WriteString(w, `{"major":"1","minor":"35","gitVersion":"v1.35.4"}`)
 		case r.URL.Path == "/api":
@@ -114,11 +119,15 @@ func TestRotated(t *testing.T) {
 		t.Errorf("the same Secrets: %v, and then %v", before, again)
 	}
 	for _, tc := range []struct{ name, want string }{{"front-door", "proxy"}, {"site-athensctl-token", "crawler proxy storage"}} {
+		mu.Lock()
 		old := content[tc.name]
 		content[tc.name] = "b3RoZXItb3RoZXItb3RoZXI="
+		mu.Unlock()
 		if got := differ(before, sums(t, args...)); got != tc.want {
 			t.Errorf("another %s: new pods of %q, want %q", tc.name, got, tc.want)
 		}
+		mu.Lock()
 		content[tc.name] = old
+		mu.Unlock()
 	}
 }

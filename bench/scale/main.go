@@ -101,7 +101,7 @@ type cost struct{ trips, units float64 }
 // operations reads the table of docs/azure.md.
 func operations(page string) (map[string]cost, error) {
 	ops := map[string]cost{}
-	for _, m := range regexp.MustCompile(`(?m)^\| ([^|]+) \| (\d+) \| ([0-9.]+) \|$`).FindAllStringSubmatch(page, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\| ([^|]+) \| (\d+) \| ([0-9.]+) \| \d+ \| \d+ \|$`).FindAllStringSubmatch(page, -1) {
 		trips, err1 := strconv.ParseFloat(m[2], 64)
 		units, err2 := strconv.ParseFloat(m[3], 64)
 		if err1 != nil || err2 != nil {
@@ -123,7 +123,7 @@ type step struct {
 // the list is to be made anew.
 var aVersion = []step{
 	{"enqueue", 1}, {"claim", 1}, {"done", 2}, {"start (enqueue and claim)", 1},
-	{"put, zip in Blob Storage", 1}, {"put of .mod alone", 1}, // the second stands for the put of .info
+	{"put, zip of 100 KB in Blob Storage", 1}, {"put of .mod alone", 1}, // the second stands for the put of .info
 	{".info", 4},             // is it there? .zip, .mod and .info, each of them absent; and .zip when it is done
 	{"list read (known)", 1}, // what is known of the module's list
 }
