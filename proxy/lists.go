@@ -32,6 +32,8 @@ func (p *Proxy) List(ctx context.Context, path string) (*goproxy.VersionList, er
 	start := time.Now()
 	k := storage.Key{Path: path, File: storage.FileList}
 	if !p.mayFetch(ctx) {
+		ctx, cancel := context.WithTimeout(ctx, p.o.FetchTimeout)
+		defer cancel()
 		list, err := p.store.List(ctx, path)
 		if err == nil {
 			p.metrics.answered(ctx, start, fromStorage, k.File)
@@ -44,6 +46,8 @@ func (p *Proxy) List(ctx context.Context, path string) (*goproxy.VersionList, er
 	a, tier, err := p.current(ctx, start, k)
 	if err != nil {
 		if p.o.Mode == Fallback && mayFallBack(err) {
+			ctx, cancel := context.WithTimeout(ctx, keptWait)
+			defer cancel()
 			if list, keptErr := p.store.List(ctx, path); keptErr == nil && p.isKept(ctx, list, path) {
 				p.metrics.answered(ctx, start, fromOld, k.File)
 				list.Stale = true
@@ -66,6 +70,8 @@ func (p *Proxy) List(ctx context.Context, path string) (*goproxy.VersionList, er
 // resolveQuery answers "latest", a branch or a commit.
 func (p *Proxy) resolveQuery(ctx context.Context, start time.Time, k storage.Key) (*goproxy.Info, error) {
 	if !p.mayFetch(ctx) {
+		ctx, cancel := context.WithTimeout(ctx, p.o.FetchTimeout)
+		defer cancel()
 		info, err := p.store.Resolve(ctx, k.Path, k.Query)
 		if err == nil || isRefusal(err) {
 			p.metrics.answered(ctx, start, fromStorage, k.File)
@@ -75,6 +81,8 @@ func (p *Proxy) resolveQuery(ctx context.Context, start time.Time, k storage.Key
 	a, tier, err := p.current(ctx, start, k)
 	if err != nil {
 		if p.o.Mode == Fallback && mayFallBack(err) {
+			ctx, cancel := context.WithTimeout(ctx, keptWait)
+			defer cancel()
 			if info, keptErr := p.store.Resolve(ctx, k.Path, k.Query); keptErr == nil {
 				p.metrics.answered(ctx, start, fromOld, k.File)
 				info.Stale = true
@@ -93,6 +101,10 @@ func (p *Proxy) resolveQuery(ctx context.Context, start time.Time, k storage.Key
 	}
 	return a.info, nil
 }
+
+// keptWait is how long storage may take to say what is kept, after upstream could not be
+// asked: what is in front of a proxy gives up after 60 s, of which FetchTimeout has 50.
+const keptWait = 5 * time.Second
 
 // isKept reports whether any version of a module is kept. One of which only
 // pseudo-versions are has an empty list, where the go command goes on to @latest.

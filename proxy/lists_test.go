@@ -56,6 +56,13 @@ func (f *fetcher) List(ctx context.Context, path string) (*goproxy.VersionList, 
 	return goproxy.NewVersionList(path, versions, now), nil
 }
 
+func (f *fetcher) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
+	if _, err := f.List(ctx, path); err != nil {
+		return nil, err
+	}
+	return nil, goproxy.NotFound("%s@%s", path, query)
+}
+
 func (f *fetcher) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
 	if _, err := f.List(ctx, m.Path); err != nil {
 		return nil, err
@@ -191,6 +198,42 @@ func TestOffline(t *testing.T) {
 		}
 		if _, err := b.Mod(t.Context(), module.Version{Path: modPath, Version: "v1.9.0"}); goproxy.Status(err) != 404 {
 			t.Errorf("a version that is not kept: %v", err)
+		}
+	})
+}
+
+// hanging is a store that answers no question about a list or a query.
+type hanging struct{ storage.Store }
+
+func (hanging) List(ctx context.Context, _ string) (*goproxy.VersionList, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (hanging) Resolve(ctx context.Context, _, _ string) (*goproxy.Info, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// Nobody waits longer for a storage that hangs than what is in front of a proxy waits.
+func TestStorageHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Fallback)
+		b.Proxy.store = hanging{b.store}
+		b.up.set(goproxy.Errorf(502, "down"), 0)
+		b.want("with upstream down too", "!Bad Gateway", false, keptWait, 1)
+		start := time.Now()
+		if _, err := b.Resolve(t.Context(), modPath, goproxy.Latest); goproxy.Status(err) != 502 || time.Since(start) != keptWait {
+			t.Errorf("latest: %v after %v", err, time.Since(start))
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Offline)
+		b.Proxy.store = hanging{b.store}
+		b.want("offline", "!Gateway Timeout", false, b.o.FetchTimeout, 0)
+		start := time.Now()
+		if _, err := b.Resolve(t.Context(), modPath, goproxy.Latest); goproxy.Status(err) != 504 || time.Since(start) != b.o.FetchTimeout {
+			t.Errorf("latest, offline: %v after %v", err, time.Since(start))
 		}
 	})
 }

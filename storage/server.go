@@ -177,9 +177,6 @@ func (s *Server) save(c echo.Context) error {
 // client, a crawler, has checked the zip and its go.mod, and sends both.
 func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 string) (f Files, zip *os.File, err error) {
 	bad := func(what string, err error) error {
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			err = errors.New("the body ends too early")
-		}
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
 			return err
@@ -200,6 +197,8 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 		part, err := parts.NextPart()
 		if err == io.EOF {
 			break
+		} else if errors.Is(err, io.ErrUnexpectedEOF) {
+			return f, zip, bad("multipart form", errCutBody)
 		} else if err != nil {
 			return f, zip, bad("multipart form", err)
 		}
@@ -270,9 +269,13 @@ func readPart(r io.Reader, limit int64) ([]byte, error) {
 	return b.Bytes(), err
 }
 
+var errCutBody = errors.New("the body ends too early")
+
 func copyPart(w io.Writer, r io.Reader, limit int64) error {
 	n, err := io.Copy(w, io.LimitReader(r, limit+1))
-	if err == nil && n > limit {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = errCutBody
+	} else if err == nil && n > limit {
 		err = goproxy.Errorf(http.StatusRequestEntityTooLarge, "larger than %d bytes", limit)
 	}
 	return err

@@ -63,7 +63,10 @@ type mode struct {
 // time; no version that was saved is lost, and the queue drains.
 func TestAzureUnderStress(t *testing.T) {
 	for name, blob := range map[string]bool{"cosmos": false, "cosmos and blob": true} {
-		t.Run(name, func(t *testing.T) { stressAzure(t, blob) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it is waiting, most of the time
+			stressAzure(t, blob)
+		})
 	}
 }
 
