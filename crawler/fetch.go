@@ -344,10 +344,11 @@ func (c *Crawler) put(ctx context.Context, m module.Version, f storage.Files, si
 	if fleet.CallOf(ctx).Background {
 		most *= 5
 	}
+	file, _ := f.Zip.(*os.File)
 	return do(ctx, most+time.Duration(sizeBytes>>18)*time.Second, func(ctx context.Context) error {
 		err := c.store.Put(ctx, m, f)
-		if file, ok := f.Zip.(*os.File); ok && err != nil {
-			f.Zip = io.NewSectionReader(file, 0, sizeBytes) // what reads the file still is in nobody's way
+		if file != nil && err != nil {
+			f.Zip = io.NewSectionReader(file, 0, sizeBytes) // from its start, each time; what reads the file still is in nobody's way
 		}
 		return err
 	})

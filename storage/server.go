@@ -241,6 +241,8 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 		} else if err == nil && !bytes.Equal(mod, f.Mod) {
 			err = fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m)
 		}
+	case isEmpty(zip):
+		err = errors.New("it is empty")
 	case !isH1(zipH1):
 		err = fmt.Errorf("%s: %.80q is not an h1: hash", headerZipH1, zipH1)
 	case f.Mod == nil:
@@ -254,6 +256,11 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 	}
 	f.Zip, f.ZipH1 = zip, zipH1
 	return f, zip, nil
+}
+
+func isEmpty(f *os.File) bool {
+	st, err := f.Stat()
+	return err == nil && st.Size() == 0
 }
 
 // isH1 reports whether a hash has the form of dirhash.Hash1: "h1:" and 32 bytes in base64.

@@ -123,6 +123,7 @@ func TestSaveStatus(t *testing.T) {
 		{"a hash that is none", kept, t.TempDir(), whole, "h1:none", 400, `Athensctl-Zip-H1: "h1:none" is not an h1: hash`},
 		{"a hash of half its length", kept, t.TempDir(), whole, "h1:47DEQpj8HBSa+/TImW+5JA==", 400, "is not an h1: hash"},
 		{"a hash and no go.mod", kept, t.TempDir(), form("mod.zip", string(v.Zip)), h1, 400, "comes with its mod.mod"},
+		{"a hash and an empty zip", kept, t.TempDir(), form("mod.mod", string(v.Mod), "mod.zip", ""), h1, 400, "it is empty"},
 		{"a hash", memory.New(0, nil), t.TempDir(), whole, h1, 200, ""},
 	} {
 		var header []string
