@@ -4,12 +4,14 @@ package testazure
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -43,6 +45,19 @@ func Main(m *testing.M, cleanUp ...func()) {
 	os.Exit(code)
 }
 
+// freePort is a port that no other test gets, while a server begins that takes a second for it: it
+// is below those that the system gives to whoever asks for any (Linux: from 32768).
+func freePort() (port string, err error) {
+	for range 100 {
+		port = strconv.Itoa(12_000 + rand.IntN(20_000))
+		var ln net.Listener
+		if ln, err = net.Listen("tcp", "127.0.0.1:"+port); err == nil {
+			return port, ln.Close()
+		}
+	}
+	return "", err
+}
+
 // start starts a server of test/azure on a free port of loopback.
 func start(name string, args func(port string) []string) (string, error) {
 	_, here, _, _ := runtime.Caller(0)
@@ -50,12 +65,10 @@ func start(name string, args func(port string) []string) (string, error) {
 	if _, err := os.Stat(bin); err != nil {
 		return "", fmt.Errorf("%s is not installed (make tools): %w", name, err)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freePort()
 	if err != nil {
 		return "", err
 	}
-	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	ln.Close()
 	cmd := exec.Command(bin, args(port)...)
 	cmd.Dir = os.TempDir()
 	if err := cmd.Start(); err != nil {
