@@ -2,12 +2,14 @@ package cosmos
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/athensctl/athensctl/internal/cosmosfake"
@@ -26,9 +28,12 @@ func TestManagedIdentity(t *testing.T) {
 	open(t, a, dir, Options{}) // makes the database, with the key
 	name, _ := databases.Load(dir)
 	a.Database, a.Key = name.(string), ""
+	var mu sync.Mutex // the SDK asks beside who calls it
 	var asked []string
-	known := false // the tokens that are given are remembered by the process
+	known := false
 	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
 		asked = append(asked, r.Header.Get("X-IDENTITY-HEADER")+" "+r.URL.Query().Get("resource"))
 		w.Header().Set("Content-Type", "application/json")
 		if !known {
@@ -44,6 +49,8 @@ func TestManagedIdentity(t *testing.T) {
 		t.Setenv(key, "") // it comes back afterwards
 		os.Unsetenv(key)
 	}
+	// The process remembers the tokens that an identity got: this is a new one.
+	t.Setenv("AZURE_CLIENT_ID", rand.Text())
 	t.Setenv("PATH", t.TempDir())
 	t.Setenv("IDENTITY_ENDPOINT", endpoint.URL)
 	t.Setenv("IDENTITY_HEADER", "secret")
@@ -57,7 +64,9 @@ func TestManagedIdentity(t *testing.T) {
 	if err != nil && strings.Contains(err.Error(), "\n") {
 		t.Errorf("more than a line: %q", err)
 	}
+	mu.Lock()
 	known = true
+	mu.Unlock()
 	s, err := Open(ctx, a, Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -67,9 +76,11 @@ func TestManagedIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantAgree(t, s, v, "with an identity")
+	mu.Lock()
 	if len(asked) == 0 || !strings.HasPrefix(asked[0], "secret http") {
 		t.Errorf("the endpoint was asked %q", asked)
 	}
+	mu.Unlock()
 	if err := Init(ctx, a, Throughput{}, func(string) {}); err == nil || !strings.Contains(err.Error(), "an identity can't make databases") {
 		t.Errorf("init with an identity: %v", err)
 	}
@@ -77,7 +88,9 @@ func TestManagedIdentity(t *testing.T) {
 	if _, err := s.modules.Delete(ctx, nil); err == nil || !strings.Contains(whyRefused(err.Error()), "databases and containers are made with a key") {
 		t.Errorf("an identity removed a container: %v", err)
 	}
-	f.Token = "another"
+	other := httptest.NewServer(&cosmosfake.Server{Key: testazure.CosmosKey, Token: "another"})
+	defer other.Close()
+	a.Endpoint = other.URL
 	if _, err := Open(ctx, a, Options{}); err == nil || !strings.Contains(err.Error(), "Cosmos DB Built-in Data Contributor") {
 		t.Errorf("without the role: %v", err)
 	}
