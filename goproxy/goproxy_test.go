@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -146,28 +144,6 @@ func FuzzParseInfo(f *testing.F) {
 		info.Raw = nil
 		if _, err := ParseInfo(path, query, info.JSON()); err != nil {
 			t.Errorf("written again: %v", err)
-		}
-	})
-}
-
-// Any bytes are either a zip that may be kept, or an error.
-func FuzzCheckZip(f *testing.F) {
-	m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
-	whole, err := os.ReadFile(writeZip(f, map[string]string{m.String() + "/go.mod": "module example.com/m\n", m.String() + "/a.go": "package a\n"}))
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(whole)
-	f.Add([]byte("PK\x05\x06" + strings.Repeat("\x00", 18)))
-	f.Add(whole[:len(whole)-5])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		name := filepath.Join(t.TempDir(), "m.zip")
-		if err := os.WriteFile(name, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		h1, mod, err := CheckZip(m, name)
-		if err == nil && (!strings.HasPrefix(h1, "h1:") || CheckMod(m, mod) != nil) {
-			t.Errorf("%s, %q", h1, mod)
 		}
 	})
 }

@@ -235,7 +235,7 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 	switch {
 	case zipH1 == "":
 		var mod []byte
-		zipH1, mod, err = goproxy.CheckZip(m, zip.Name())
+		zipH1, mod, err = CheckZip(m, zip.Name())
 		if err == nil && f.Mod == nil {
 			f.Mod = mod
 		} else if err == nil && !bytes.Equal(mod, f.Mod) {

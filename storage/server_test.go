@@ -199,7 +199,7 @@ func validZip(t *testing.T, m module.Version, zip, mod []byte) bool {
 	if err := os.WriteFile(name, zip, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, zipMod, err := goproxy.CheckZip(m, name)
+	_, zipMod, err := storage.CheckZip(m, name)
 	return err == nil && (mod == nil || bytes.Equal(zipMod, mod))
 }
 

@@ -58,7 +58,7 @@ type Files struct {
 	Mod  []byte
 	Zip  io.Reader // streamed; read once, or as often as is needed if it is an io.Seeker; not closed; an *os.File may be kept itself (a hard link), and is not written to any more
 
-	// ZipH1 is the hash of Zip when the caller has it from goproxy.CheckZip:
+	// ZipH1 is the hash of Zip when the caller has it from CheckZip:
 	// nobody behind Put reads all of the zip to check it again.
 	ZipH1 string
 }
@@ -76,7 +76,7 @@ type Store interface {
 	// already are a success; other bytes are ErrConflict, and the first stay.
 	// After an error any of the files may have been kept, each whole; a version of
 	// which all are is complete.
-	// Put checks no content; see goproxy.CheckZip and ParseInfo for that.
+	// Put checks no content; see CheckZip and goproxy.ParseInfo for that.
 	Put(ctx context.Context, m module.Version, f Files) error
 
 	// ZipH1 is the h1: hash with which a version's zip was put first, for who reads the zip

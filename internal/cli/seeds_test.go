@@ -15,6 +15,7 @@ import (
 
 	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/testupstream"
+	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/memory"
 	"github.com/athensctl/athensctl/storage/storagetest"
 )
@@ -115,7 +116,7 @@ func TestWarmMismatch(t *testing.T) {
 		if err := os.WriteFile(name, v.Zip, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		zip, _, err := goproxy.CheckZip(v.Version, name)
+		zip, _, err := storage.CheckZip(v.Version, name)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -341,7 +341,7 @@ func warmOnce(ctx context.Context, src goproxy.Source, m module.Version, want se
 	if err != nil {
 		return n, err
 	}
-	h1, _, err := goproxy.CheckZip(m, tmp.Name())
+	h1, _, err := storage.CheckZip(m, tmp.Name())
 	if err == nil && want.zipH1 != "" && h1 != want.zipH1 {
 		err = fmt.Errorf("the zip has %s, go.sum says %s", h1, want.zipH1)
 	}

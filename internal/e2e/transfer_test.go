@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/storagetest"
 )
 
@@ -43,7 +44,7 @@ func tree(t *testing.T, n, parts int) (cache, download string) {
 			}
 			write(p, content)
 			if f == goproxy.FileZip {
-				h1, _, err := goproxy.CheckZip(v.Version, filepath.Join(download, filepath.FromSlash(p)))
+				h1, _, err := storage.CheckZip(v.Version, filepath.Join(download, filepath.FromSlash(p)))
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -283,7 +283,7 @@ func spool(ctx context.Context, from goproxy.Source, m module.Version, dir strin
 	if b.SizeBytes >= 0 && n != b.SizeBytes {
 		return nil, "", nil, Damaged{fmt.Errorf("the zip was cut after %d of %d bytes", n, b.SizeBytes)}
 	}
-	if h1, mod, err = goproxy.CheckZip(m, tmp.Name()); err != nil {
+	if h1, mod, err = storage.CheckZip(m, tmp.Name()); err != nil {
 		if local := (*fs.PathError)(nil); !errors.As(err, &local) {
 			err = Damaged{err}
 		}

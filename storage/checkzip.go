@@ -1,4 +1,4 @@
-package goproxy
+package storage
 
 import (
 	"archive/zip"
@@ -11,10 +11,12 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/mod/modfile"
+	"github.com/klauspost/compress/flate"
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/dirhash"
 	modzip "golang.org/x/mod/zip"
+
+	"github.com/athensctl/athensctl/goproxy"
 )
 
 // maxZipDirectoryBytes bounds the memory that a zip's directory takes when it is
@@ -27,28 +29,6 @@ const (
 	maxReasons     = 10
 	maxReasonBytes = 2000
 )
-
-// CheckMod says why a go.mod file cannot be used: too large, or not in the
-// go.mod syntax. It may declare another path than m's: forks behind a replace
-// directive do.
-func CheckMod(m module.Version, mod []byte) error {
-	if len(mod) > MaxModBytes {
-		return fmt.Errorf("%s: go.mod is larger than %d bytes", m, MaxModBytes)
-	}
-	f, err := modfile.ParseLax(m.String()+"/go.mod", mod, nil)
-	if err != nil && modfile.ModulePath(mod) != "" {
-		// The go command finds a path in raw quotes, which its parser refuses:
-		// https://go.dev/ref/mod#go-mod-file-lexical.
-		f, err = modfile.ParseLax(m.String()+"/go.mod", bytes.ReplaceAll(mod, []byte("`"), []byte(`"`)), nil)
-	}
-	if err == nil && f.Module == nil {
-		err = errors.New("it declares no module")
-	}
-	if err != nil {
-		return fmt.Errorf("%s: go.mod cannot be parsed: %w", m, err)
-	}
-	return nil
-}
 
 // CheckZip checks a whole module zip: the rules of golang.org/x/mod/zip (names,
 // prefix, sizes, case collisions, major version), the CRC of every file, and
@@ -65,8 +45,8 @@ func CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) 
 	if err != nil {
 		return "", nil, err
 	}
-	if st.Size() > MaxZipBytes {
-		return "", nil, fmt.Errorf("%s: zip is larger than %d bytes", m, MaxZipBytes)
+	if st.Size() > goproxy.MaxZipBytes {
+		return "", nil, fmt.Errorf("%s: zip is larger than %d bytes", m, goproxy.MaxZipBytes)
 	}
 	if err := checkDirectorySize(f, st.Size()); err != nil {
 		return "", nil, fmt.Errorf("%s: %w", m, err)
@@ -91,46 +71,34 @@ func CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) 
 	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w", m, err)
 	}
+	inflate := newInflater()
+	z.RegisterDecompressor(zip.Deflate, inflate.decompress)
 	names := make([]string, len(z.File))
 	entries := make(map[string]*zip.File, len(z.File))
 	for i, zf := range z.File {
 		names[i], entries[zf.Name] = zf.Name, zf
 	}
-	mod = SynthesisedMod(m.Path)
+	mod = goproxy.SynthesisedMod(m.Path)
 	if zf := entries[m.String()+"/go.mod"]; zf != nil {
 		r, err := zf.Open()
 		if err != nil {
 			return "", nil, fmt.Errorf("%s: %w", m, err)
 		}
-		mod, err = io.ReadAll(io.LimitReader(r, MaxModBytes+1))
+		mod, err = io.ReadAll(io.LimitReader(r, goproxy.MaxModBytes+1))
 		r.Close()
 		if err != nil {
 			return "", nil, fmt.Errorf("%s: %w", m, err)
 		}
 	}
-	if err := CheckMod(m, mod); err != nil {
+	if err := goproxy.CheckMod(m, mod); err != nil {
 		return "", nil, err
 	}
 	// It reads every file, and so checks every CRC.
-	h1, err = dirhash.Hash1(names, func(name string) (io.ReadCloser, error) { return entries[name].Open() })
+	h1, err = dirhash.Hash1(names, func(name string) (io.ReadCloser, error) { return inflate.open(entries[name]) })
 	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w", m, err)
 	}
 	return h1, mod, nil
-}
-
-// SynthesisedMod is the go.mod file of a module that has none.
-// Source: https://go.dev/ref/mod#non-module-compat.
-func SynthesisedMod(path string) []byte {
-	return fmt.Appendf(nil, "module %s\n", modfile.AutoQuote(path))
-}
-
-// ModH1 is the h1: hash of a go.mod file as go.sum and the checksum database
-// have it.
-func ModH1(mod []byte) (string, error) {
-	return dirhash.Hash1([]string{"go.mod"}, func(string) (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(mod)), nil
-	})
 }
 
 // checkDirectorySize refuses a zip whose directory would take too much memory,
@@ -181,4 +149,40 @@ func countFiles(dir *bufio.Reader, want int) error {
 			return errors.New("zip: the directory is cut")
 		}
 	}
+}
+
+// inflater reads the files of a zip, one after the other, with the same memory. Most of
+// what it costs to keep a zip is this; archive/zip's own takes nearly twice as long, and a
+// buffer for each file.
+type inflater struct {
+	in  *bufio.Reader
+	out io.ReadCloser // a flate.Resetter
+	buf []byte
+}
+
+func newInflater() *inflater {
+	in := bufio.NewReaderSize(nil, 64<<10)
+	return &inflater{in: in, out: flate.NewReader(in), buf: make([]byte, 64<<10)}
+}
+
+// decompress is a zip.Decompressor, for one file at a time.
+func (i *inflater) decompress(r io.Reader) io.ReadCloser {
+	i.in.Reset(r)
+	i.out.(flate.Resetter).Reset(i.in, nil) // it fails for a dictionary alone
+	return i.out
+}
+
+// open opens a file of the zip for io.Copy.
+func (i *inflater) open(f *zip.File) (io.ReadCloser, error) {
+	r, err := f.Open()
+	return inflated{r, i.buf}, err
+}
+
+type inflated struct {
+	io.ReadCloser
+	buf []byte
+}
+
+func (f inflated) WriteTo(w io.Writer) (int64, error) {
+	return io.CopyBuffer(w, struct{ io.Reader }{f.ReadCloser}, f.buf)
 }

@@ -1,4 +1,4 @@
-package goproxy
+package storage
 
 import (
 	"archive/zip"
@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
 )
 
 // zipEnd is an end of central directory record.
@@ -92,7 +94,7 @@ func TestCheckZipBombs(t *testing.T) {
 		{"zip64 by its offset", append(bytes.Clone(few), zipEnd(1, uint32(len(few)), 0xffffffff)...), "does not end where its end is"},
 		{"zip64 by the size that readers take for it", zip64(0xffff, 0), "a zip64 file"},
 		{"something before it", append(append([]byte("#!/bin/sh\n"), few...), zipEnd(1, uint32(len(few)), 0)...), "does not end where its end is"},
-		{"a file of more than 500 MB", deflated(MaxZipBytes+1, 1<<10), "too large"},
+		{"a file of more than 500 MB", deflated(goproxy.MaxZipBytes+1, 1<<10), "too large"},
 		{"a file that is larger than it says", deflated(10, 16<<20), "not a valid zip file"},
 		{"a file that is smaller than it says", deflated(100<<20, 10), "unexpected EOF"},
 	} {

@@ -1,10 +1,11 @@
-package goproxy
+package storage
 
 import (
 	"archive/zip"
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,6 +14,8 @@ import (
 
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/dirhash"
+
+	"github.com/athensctl/athensctl/goproxy"
 )
 
 func writeZip(t testing.TB, files map[string]string) string {
@@ -44,8 +47,12 @@ func writeZip(t testing.TB, files map[string]string) string {
 // The hash is the one that golang.org/x/mod/sumdb/dirhash makes.
 func TestCheckZipH1(t *testing.T) {
 	m := module.Version{Path: "example.com/m", Version: "v1.2.3"}
+	large := make([]byte, 1<<20) // half of it can be deflated: 16 of 32 KiB
+	for i := 0; i < len(large); i += 32 << 10 {
+		rand.NewChaCha8([32]byte{byte(i >> 15)}).Read(large[i : i+16<<10])
+	}
 	for _, n := range []int{0, 1, 7, 200} {
-		files := map[string]string{m.String() + "/go.mod": "module example.com/m\n"}
+		files := map[string]string{m.String() + "/go.mod": "module example.com/m\n", m.String() + "/large": string(large)}
 		for i := range n {
 			files[fmt.Sprintf("%s/dir%d/File-%d.go", m, i%5, i)] = strings.Repeat("package x\n", i*10)
 		}
@@ -87,29 +94,6 @@ func TestCheckZipCRC(t *testing.T) {
 		}
 		if _, _, err := CheckZip(m, name); err == nil {
 			t.Errorf("%s: a flipped bit was not found", f.Name)
-		}
-	}
-}
-
-// A go.mod file is one when the go command finds its module in it.
-func TestCheckMod(t *testing.T) {
-	m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
-	for mod, ok := range map[string]bool{
-		"module example.com/m\n":                                true,
-		"module \"example.com/m\"\n":                            true,
-		"module `example.com/m`\n":                              true,
-		"module (\n\t`example.com/m`\n)\ngo 1.99\nwhatever x\n": true,
-		"module example.com/fork\nretract `v1.0.0`\n":           true,
-		"":                               false,
-		"go 1.20\n":                      false,
-		"<html>module example.com/m\n":   false,
-		"module `example.com/m\n":        false,
-		"module example.com/m\ngo (\n":   false,
-		"module `example.com/m`\ngo (\n": false,
-		strings.Repeat("// x\n", MaxModBytes/5) + "module example.com/m\n": false,
-	} {
-		if err := CheckMod(m, []byte(mod)); (err == nil) != ok {
-			t.Errorf("%.60q: %v", mod, err)
 		}
 	}
 }
@@ -170,4 +154,26 @@ func TestCheckZipDirectory(t *testing.T) {
 			t.Errorf("%s: %d MiB were allocated", name, used)
 		}
 	}
+}
+
+// Any bytes are either a zip that may be kept, or an error.
+func FuzzCheckZip(f *testing.F) {
+	m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
+	whole, err := os.ReadFile(writeZip(f, map[string]string{m.String() + "/go.mod": "module example.com/m\n", m.String() + "/a.go": "package a\n"}))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Add([]byte("PK\x05\x06" + strings.Repeat("\x00", 18)))
+	f.Add(whole[:len(whole)-5])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		name := filepath.Join(t.TempDir(), "m.zip")
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h1, mod, err := CheckZip(m, name)
+		if err == nil && (!strings.HasPrefix(h1, "h1:") || goproxy.CheckMod(m, mod) != nil) {
+			t.Errorf("%s, %q", h1, mod)
+		}
+	})
 }
