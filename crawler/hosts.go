@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -358,13 +357,13 @@ func (t *host) ended(ctx context.Context, resp *http.Response, err error, now ti
 		}
 		return "failed", causeOf(err)
 	}
-	pause, asked := pauseOf(resp, now)
-	if asked {
+	pause := goproxy.Pause(resp, now)
+	if pause > 0 {
 		t.until, t.paused, t.why = now.Add(min(pause, pauseAtMost)), "pause", "it asked for a pause ("+resp.Status+")"
 	}
 	cause = statusCause(resp.StatusCode)
 	switch {
-	case asked || resp.StatusCode == http.StatusTooManyRequests:
+	case pause > 0 || resp.StatusCode == http.StatusTooManyRequests:
 		t.failures = 0
 		if resp.StatusCode < 400 {
 			cause = "spent" // the answer is there, and is the last for a time
@@ -403,26 +402,4 @@ func (t *host) failed(now time.Time, why string) {
 		d := min(time.Second<<min(more, 10), openAtMost)
 		t.until, t.paused, t.why = now.Add(time.Duration(float64(d)*(0.75+rand.Float64()/2))), "circuit", why
 	}
-}
-
-// pauseOf is how long a host asks to be left alone: Retry-After of a 429 or 503
-// (https://www.rfc-editor.org/rfc/rfc9110#field.retry-after), or a rate limit that is
-// spent (https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api).
-func pauseOf(resp *http.Response, now time.Time) (time.Duration, bool) {
-	h := resp.Header
-	limited := resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusForbidden
-	if text := h.Get("Retry-After"); text != "" && limited {
-		if s, err := strconv.Atoi(text); err == nil && s > 0 {
-			return time.Duration(min(s, 86_400)) * time.Second, true
-		}
-		if at, err := http.ParseTime(text); err == nil && at.After(now) {
-			return at.Sub(now), true
-		}
-	}
-	if h.Get("X-RateLimit-Remaining") == "0" {
-		if at, err := strconv.ParseInt(h.Get("X-RateLimit-Reset"), 10, 64); err == nil && time.Unix(at, 0).After(now) {
-			return time.Unix(at, 0).Sub(now), true
-		}
-	}
-	return 0, false
 }

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
@@ -195,9 +194,7 @@ func (c *Client) ask(ctx context.Context, path, what string) (*http.Response, er
 	if resp.StatusCode == http.StatusNotModified && req.Header.Get("If-None-Match") == "" {
 		e.Status = http.StatusBadGateway // nothing was asked that this answers
 	}
-	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
-		e.RetryAfter = min(time.Duration(s)*time.Second, time.Hour)
-	}
+	e.RetryAfter = RetryAfter(resp.Header, time.Now())
 	e.Checked, _ = time.Parse(time.RFC3339Nano, resp.Header.Get(HeaderChecked))
 	e.NoStore = errors.Is(e, fs.ErrNotExist) && strings.Contains(resp.Header.Get("Cache-Control"), CacheNever)
 	return nil, e

@@ -368,10 +368,7 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 			return nil, known
 		}
 	}
-	e := &goproxy.Error{Status: resp.StatusCode, Message: msg}
-	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
-		e.RetryAfter = time.Duration(s) * time.Second
-	}
+	e := &goproxy.Error{Status: resp.StatusCode, Message: msg, RetryAfter: goproxy.RetryAfter(resp.Header, time.Now())}
 	if msg == "" {
 		e.Err = errors.New(resp.Status)
 		e.Message = "storage: " + resp.Status

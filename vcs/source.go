@@ -34,8 +34,9 @@ type Options struct {
 	TempDir string // takes packs and zips while they are made; "": the system's
 	// Heavy is how many packs are indexed at once. 0: 3.
 	Heavy int
-	// Fetches is how many packs are fetched at once; each may wait for a slow host.
-	// 0: 16.
+	// Fetches is how many packs of commits are fetched at once; each may wait for a slow
+	// host. A go.mod file that is fetched alone is bounded as all requests are: for its host
+	// by Wrap of remote.Options, and by how many ask. 0: 16.
 	Fetches int
 	// DiskBytes is how much the packs may take of TempDir; past it an answer is a 503.
 	// 0: 4 GiB.

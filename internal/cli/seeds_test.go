@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -103,6 +104,75 @@ func TestSeeds(t *testing.T) {
 	a := module.Version{Path: "example.com/a", Version: "v1.0.0"}
 	if got := s[a]; got != (seed{zip: true, zipH1: "h1:aaaa", modH1: "h1:bbbb"}) || len(s) != 9+1 {
 		t.Errorf("%+v; %d in all: %v", got, len(s), slices.Collect(maps.Keys(s)))
+	}
+}
+
+// A workspace's seeds are the modules that the go command works with there, whatever replaces
+// whose replacements; what is replaced need not be anywhere. Of a module of the workspace that
+// another requires the go.mod file is needed, as by the go command.
+func TestWorkspaceSeeds(t *testing.T) {
+	up := testupstream.Start(t)
+	for _, name := range []string{"plain", "work-all", "work-over-one", "work-one", "one-free", "one-other", "one", "two-free", "work-two"} {
+		if err := up.Add(testupstream.Module{Path: "example.com/" + name, Version: "v1.0.0"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := write(t, map[string]string{
+		"go.work": "go 1.21\n\nuse (\n\t./one\n\t./two\n)\n\nreplace (\n" +
+			// Of all versions, over what two modules say in two ways, and over that of one version.
+			"\texample.com/x => example.com/work-all v1.0.0\n" +
+			"\texample.com/y => example.com/work-over-one v1.0.0\n" +
+			// Of one version: those of the others stay.
+			"\texample.com/z v1.0.0 => example.com/work-one v1.0.0\n" +
+			"\texample.com/other v0.9.0 => ./local\n" +
+			"\texample.com/local v1.0.0 => ./local\n" +
+			"\texample.com/two v1.0.0 => example.com/work-two v1.0.0\n)\n",
+		"one/go.mod": "module example.com/one\n\ngo 1.21\n\nrequire (\n\texample.com/plain v1.0.0\n\texample.com/x v1.0.0\n\texample.com/y v1.0.0\n\texample.com/z v1.0.0\n" +
+			"\texample.com/local v1.0.0\n\texample.com/free v1.0.0\n\texample.com/two v1.0.0\n)\n\nreplace (\n" +
+			"\texample.com/x => example.com/never v1.0.0\n\texample.com/y v1.0.0 => example.com/never v1.1.0\n" +
+			"\texample.com/free => example.com/one-free v1.0.0\n\texample.com/other => example.com/one-other v1.0.0\n)\n",
+		"two/go.mod": "module example.com/two\n\ngo 1.21\n\nrequire (\n\texample.com/plain v1.0.0\n\texample.com/x v1.0.0\n" +
+			"\texample.com/free v1.0.0\n\texample.com/other v1.0.0\n\texample.com/one v1.0.0\n)\n\nreplace example.com/x => ../elsewhere\n",
+		"local/go.mod": "module example.com/local\n\ngo 1.21\n",
+	})
+	work := filepath.Join(dir, "go.work")
+	list := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{with .Replace}}{{.Path}}@{{.Version}}{{else}}{{.Path}}@{{.Version}}{{end}}", "all")
+	list.Dir = dir
+	list.Env = append(up.GoEnv("", t.TempDir()), "GOWORK="+work)
+	out, err := list.CombinedOutput()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, out)
+	}
+	var wantZips, wantMods []string
+	for _, m := range strings.Fields(string(out)) {
+		if !strings.HasSuffix(m, "@") { // a folder, or of the workspace
+			wantZips = append(wantZips, m)
+		}
+	}
+	for _, r := range up.Log() {
+		if r.Kind == testupstream.Mod {
+			wantMods = append(wantMods, r.Path+"@"+r.Version)
+		}
+	}
+	all := seeds{}
+	if err := all.read(work); err != nil {
+		t.Fatal(err)
+	}
+	var zips, mods []string
+	for m, s := range all {
+		mods = append(mods, m.String())
+		if s.zip {
+			zips = append(zips, m.String())
+		}
+	}
+	for _, list := range [][]string{zips, mods, wantZips, wantMods} {
+		slices.Sort(list)
+	}
+	if !slices.Equal(zips, wantZips) || len(zips) != 6 {
+		t.Errorf("zips of %q\nthe go command works with %q", zips, wantZips)
+	}
+	if !slices.Equal(mods, wantMods) || len(mods) != 8 {
+		t.Errorf("go.mod files of %q\nthe go command asks for %q", mods, wantMods)
 	}
 }
 

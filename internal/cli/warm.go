@@ -61,41 +61,31 @@ func (s seeds) read(name string) error {
 		if err != nil {
 			return err
 		}
-		for _, r := range work.Replace {
-			if r.New.Version != "" {
-				s.add(r.New, seed{zip: true})
-			}
-		}
+		var mods []*modfile.File
 		for _, use := range work.Use {
 			dir := filepath.FromSlash(use.Path)
 			if !filepath.IsAbs(dir) {
 				dir = filepath.Join(filepath.Dir(name), dir)
 			}
-			if err := s.read(filepath.Join(dir, "go.mod")); err != nil {
+			file := filepath.Join(dir, "go.mod")
+			data, err := os.ReadFile(file)
+			if err != nil {
 				return err
 			}
+			mod, err := parseMod(file, data)
+			if err != nil {
+				return err
+			}
+			mods = append(mods, mod)
 		}
+		s.mods(work.Replace, mods...)
 		return nil
 	case strings.HasSuffix(base, ".mod"):
-		mod, err := modfile.Parse(name, data, nil)
-		if err != nil { // of a later Go's directive; this reads no replace directives
-			var e error
-			if mod, e = modfile.ParseLax(name, data, nil); e != nil {
-				return err
-			}
+		mod, err := parseMod(name, data)
+		if err != nil {
+			return err
 		}
-		replaced := map[module.Version]bool{}
-		for _, r := range mod.Replace {
-			replaced[r.Old] = true
-			if r.New.Version != "" {
-				s.add(r.New, seed{zip: true})
-			}
-		}
-		for _, r := range mod.Require {
-			if !replaced[r.Mod] && !replaced[module.Version{Path: r.Mod.Path}] {
-				s.add(r.Mod, seed{zip: true})
-			}
-		}
+		s.mods(nil, mod)
 		return nil
 	}
 	sum := strings.HasSuffix(name, ".sum")
@@ -111,6 +101,58 @@ func (s seeds) read(name string) error {
 		}
 	}
 	return lines.Err()
+}
+
+// parseMod reads a go.mod file. Of one with a later Go's directive it reads no replace
+// directives.
+func parseMod(name string, data []byte) (*modfile.File, error) {
+	mod, err := modfile.Parse(name, data, nil)
+	if err == nil {
+		return mod, nil
+	}
+	if mod, lax := modfile.ParseLax(name, data, nil); lax == nil {
+		return mod, nil
+	}
+	return nil, err
+}
+
+// mods adds what go.mod files require that are used together, and what replaces it. What one
+// of them replaces is replaced for all; a replacement of the go.work file, work, goes before
+// theirs, of one version or of all. Of a module of the workspace that another requires the go
+// command asks for the go.mod file alone.
+// Sources: https://go.dev/ref/mod#go-work-file-replace, replacementFrom in
+// cmd/go/internal/modload.
+func (s seeds) mods(work []*modfile.Replace, mods ...*modfile.File) {
+	replaced := map[module.Version]bool{} // without a version: all
+	is := func(m module.Version) bool { return replaced[m] || replaced[module.Version{Path: m.Path}] }
+	for _, r := range work {
+		replaced[r.Old] = true
+	}
+	all := slices.Clone(work)
+	own := map[string]bool{}
+	for _, mod := range mods {
+		for _, r := range mod.Replace {
+			if !is(r.Old) {
+				all = append(all, r)
+			}
+		}
+		if mod.Module != nil {
+			own[mod.Module.Mod.Path] = true
+		}
+	}
+	for _, r := range all {
+		replaced[r.Old] = true
+		if r.New.Version != "" {
+			s.add(r.New, seed{zip: !own[r.Old.Path]})
+		}
+	}
+	for _, mod := range mods {
+		for _, r := range mod.Require {
+			if !is(r.Mod) {
+				s.add(r.Mod, seed{zip: !own[r.Mod.Path]})
+			}
+		}
+	}
 }
 
 func (s seeds) line(f []string, sum bool) error {
@@ -148,9 +190,9 @@ func warmCommand(environ []string, stderr io.Writer) *cobra.Command {
 	warm := &cobra.Command{
 		Use:   "warm FILE|MODULE@VERSION...",
 		Short: "Bring modules in before anybody asks for them",
-		Long: `Fetches what the files name, and keeps it: go.mod and go.work files (what they require), go.sum files (the very
-files that are in them, whose hashes are compared), or lists with a module a line (path, path@version, or path and
-version; latest where there is none). Modules can be named on the command line too.
+		Long: `Fetches what the files name, and keeps it: go.mod and go.work files (what they require, or what
+replaces it), go.sum files (the very files that are in them, whose hashes are compared), or lists with a module a line
+(path, path@version, or path and version; latest where there is none). Modules can be named on the command line too.
 
 With --server it asks a server that runs, as the go command would, with the header that the setting require-header
 names, if any; without, it fetches by itself into the store that the settings name, or with --storage-url that of a

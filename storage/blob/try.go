@@ -111,14 +111,7 @@ func retryAfter(resp *http.Response) time.Duration {
 	if ms, err := strconv.ParseInt(resp.Header.Get("x-ms-retry-after-ms"), 10, 64); err == nil && ms > 0 {
 		return min(time.Duration(min(ms, most.Milliseconds()))*time.Millisecond, most)
 	}
-	s := resp.Header.Get("Retry-After")
-	if n, err := strconv.ParseInt(s, 10, 64); err == nil && n > 0 {
-		return time.Duration(min(n, int64(most/time.Second))) * time.Second
-	}
-	if t, err := http.ParseTime(s); err == nil {
-		return max(0, min(time.Until(t), most))
-	}
-	return 0
+	return min(goproxy.RetryAfter(resp.Header, time.Now()), most)
 }
 
 // body is content that is cut where it does not come on. A reader that is slow itself is
