@@ -4,17 +4,23 @@ import (
 	"archive/zip"
 	"bufio"
 	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"runtime"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/flate"
 	"golang.org/x/mod/module"
-	"golang.org/x/mod/sumdb/dirhash"
 	modzip "golang.org/x/mod/zip"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/athensctl/athensctl/goproxy"
 )
@@ -71,16 +77,11 @@ func CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) 
 	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w", m, err)
 	}
-	inflate := newInflater()
-	z.RegisterDecompressor(zip.Deflate, inflate.decompress)
-	names := make([]string, len(z.File))
-	entries := make(map[string]*zip.File, len(z.File))
-	for i, zf := range z.File {
-		names[i], entries[zf.Name] = zf.Name, zf
-	}
+	var p inflaters
+	z.RegisterDecompressor(zip.Deflate, p.decompress)
 	mod = goproxy.SynthesisedMod(m.Path)
-	if zf := entries[m.String()+"/go.mod"]; zf != nil {
-		r, err := zf.Open()
+	if i := slices.IndexFunc(z.File, func(zf *zip.File) bool { return zf.Name == m.String()+"/go.mod" }); i >= 0 {
+		r, err := z.File[i].Open()
 		if err != nil {
 			return "", nil, fmt.Errorf("%s: %w", m, err)
 		}
@@ -93,8 +94,7 @@ func CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) 
 	if err := goproxy.CheckMod(m, mod); err != nil {
 		return "", nil, err
 	}
-	// It reads every file, and so checks every CRC.
-	h1, err = dirhash.Hash1(names, func(name string) (io.ReadCloser, error) { return inflate.open(entries[name]) })
+	h1, err = hash1(z.File)
 	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w", m, err)
 	}
@@ -151,38 +151,71 @@ func countFiles(dir *bufio.Reader, want int) error {
 	}
 }
 
-// inflater reads the files of a zip, one after the other, with the same memory. Most of
-// what it costs to keep a zip is this; archive/zip's own takes nearly twice as long, and a
-// buffer for each file.
-type inflater struct {
-	in  *bufio.Reader
-	out io.ReadCloser // a flate.Resetter
-	buf []byte
+// hash1 is dirhash.Hash1 of the files of a zip, but that several are read at once: somebody
+// waits for this. It checks their CRC.
+// Source: https://go.dev/ref/mod#go-sum-files, golang.org/x/mod/sumdb/dirhash.
+func hash1(files []*zip.File) (string, error) {
+	files = slices.SortedFunc(slices.Values(files), func(a, b *zip.File) int { return strings.Compare(a.Name, b.Name) })
+	sums := make([][sha256.Size]byte, len(files))
+	var next atomic.Int64
+	var g errgroup.Group
+	for range min(runtime.GOMAXPROCS(0), len(files)) {
+		g.Go(func() error {
+			h, buf := sha256.New(), make([]byte, 64<<10)
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(files) {
+					return nil
+				}
+				r, err := files[i].Open()
+				if err != nil {
+					next.Store(int64(len(files))) // for the others
+					return err
+				}
+				h.Reset()
+				_, err = io.CopyBuffer(h, struct{ io.Reader }{r}, buf)
+				r.Close()
+				if err != nil {
+					next.Store(int64(len(files)))
+					return fmt.Errorf("%s: %w", files[i].Name, err)
+				}
+				h.Sum(sums[i][:0])
+			}
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	for i, f := range files {
+		fmt.Fprintf(h, "%x  %s\n", sums[i], f.Name)
+	}
+	return "h1:" + base64.StdEncoding.EncodeToString(h.Sum(nil)), nil
 }
 
-func newInflater() *inflater {
-	in := bufio.NewReaderSize(nil, 64<<10)
-	return &inflater{in: in, out: flate.NewReader(in), buf: make([]byte, 64<<10)}
-}
+// inflaters are a zip.Decompressor that takes about half the time of archive/zip's own, which
+// reads 4 KiB at a time through an interface. Inflating is most of what it costs to keep a zip.
+type inflaters struct{ free sync.Pool }
 
-// decompress is a zip.Decompressor, for one file at a time.
-func (i *inflater) decompress(r io.Reader) io.ReadCloser {
+func (p *inflaters) decompress(r io.Reader) io.ReadCloser {
+	i, ok := p.free.Get().(*inflater)
+	if !ok {
+		in := bufio.NewReaderSize(nil, 64<<10)
+		i = &inflater{p, in, flate.NewReader(in)}
+	}
 	i.in.Reset(r)
-	i.out.(flate.Resetter).Reset(i.in, nil) // it fails for a dictionary alone
-	return i.out
+	i.ReadCloser.(flate.Resetter).Reset(i.in, nil) // it fails for a dictionary alone
+	return i
 }
 
-// open opens a file of the zip for io.Copy.
-func (i *inflater) open(f *zip.File) (io.ReadCloser, error) {
-	r, err := f.Open()
-	return inflated{r, i.buf}, err
-}
-
-type inflated struct {
+type inflater struct {
+	of *inflaters
+	in *bufio.Reader
 	io.ReadCloser
-	buf []byte
 }
 
-func (f inflated) WriteTo(w io.Writer) (int64, error) {
-	return io.CopyBuffer(w, struct{ io.Reader }{f.ReadCloser}, f.buf)
+// Close makes it free for another file; nobody reads from it any more.
+func (i *inflater) Close() error {
+	i.of.free.Put(i)
+	return nil
 }
