@@ -32,7 +32,8 @@ var (
 )
 
 // Put implements Store; the zip is streamed. Where it is an io.Seeker it can be sent to
-// another replica, when the first is away.
+// another replica, when the first cannot be reached. A Put that was cut, before its end or
+// before the answer, is an error with 503, and is the caller's to make again, with all of the zip.
 func (c *Client) Put(ctx context.Context, m module.Version, f Files) error {
 	if f.Info == nil && f.Mod == nil && f.Zip == nil {
 		return nil
