@@ -210,7 +210,9 @@ type Ledger interface {
 	Enqueue(ctx context.Context, j Job) (added bool, err error)
 	// Start is Enqueue and Claim in one step: a job with that key that was not
 	// there is returned, leased to the worker. There was one already: nil, nil,
-	// and Enqueue's changes to it are made.
+	// and Enqueue's changes to it are made. One that this worker has is returned again:
+	// who got no answer may ask once more. No two calls that mean other jobs, or come from
+	// other processes, have the same worker.
 	Start(ctx context.Context, j Job, worker string, lease time.Duration) (*Job, error)
 	// Claim leases the job that should be done next: by priority, then by when
 	// it became due. None is due: nil, nil. A job whose lease has ended is due.

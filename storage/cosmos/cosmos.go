@@ -30,6 +30,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"log/slog"
 	"net"
@@ -267,7 +268,7 @@ func Open(ctx context.Context, a Account, o Options) (*Store, error) {
 		s.zips = chunks{acc}
 	}
 	s.index, s.deleted = newFeed(s, "i", 0), newFeed(s, "d", 2*storage.TombstoneTTL)
-	s.queue.jobs = map[string]*jobItem{}
+	s.queue.seed, s.queue.jobs = maphash.MakeSeed(), map[string]*jobItem{}
 	s.queue.waiting = map[waitKey]*waiters{}
 	if o.Metrics != nil {
 		o.Metrics.MustRegister(acc.units, acc.answers)

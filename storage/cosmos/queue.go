@@ -2,6 +2,7 @@ package cosmos
 
 import (
 	"context"
+	"hash/maphash"
 	"sync"
 	"time"
 
@@ -26,7 +27,8 @@ type jobItem struct {
 	TTL    int            `json:"ttl,omitempty"` // seconds
 	stamp
 
-	etag azcore.ETag
+	etag   azcore.ETag
+	polled bool // it was found, and not written here
 }
 
 const endedTTL = 60
@@ -78,6 +80,7 @@ func (j *jobItem) left() *storage.Job {
 // it offers to crawlers without asking the database, and who waits here. That a
 // job is still as it was seen is for the database to say, by its ETag.
 type queue struct {
+	seed    maphash.Seed // of this replica's order, see before
 	mu      sync.Mutex
 	jobs    map[string]*jobItem // by id; not ended
 	polled  time.Time
@@ -90,6 +93,8 @@ type queue struct {
 const (
 	// pollEvery is how often a replica looks for jobs that others have put in.
 	pollEvery = time.Second
+	// pollMax of each priority are looked at.
+	pollMax = 100
 	// seenMax bounds what a replica has seen; there may be more.
 	seenMax = 5000
 	// countEvery is how old the number of jobs may be.
@@ -134,7 +139,7 @@ func (s *Store) job(ctx context.Context, op string, k storage.Key) (*jobItem, er
 
 // put writes a job that was read, or one that is new when it has no ETag, and sees it.
 func (s *Store) put(ctx context.Context, op string, j *jobItem) (err error) {
-	j.stamp = newStamp()
+	j.stamp, j.polled = newStamp(), false
 	old := j.etag
 	if old == "" {
 		j.etag, err = s.create(ctx, s.ledger, op, j.PK, j.ID, j, j.stamp)
@@ -153,13 +158,13 @@ func changed(err error) bool { return err == errExists || err == errMoved || err
 
 // Enqueue implements storage.Ledger.
 func (s *Store) Enqueue(ctx context.Context, j storage.Job) (added bool, err error) {
-	job, err := s.add(ctx, "enqueue", j, nil)
+	job, err := s.add(ctx, "enqueue", j, "", 0)
 	return job != nil, err
 }
 
 // Start implements storage.Ledger.
 func (s *Store) Start(ctx context.Context, j storage.Job, worker string, lease time.Duration) (*storage.Job, error) {
-	job, err := s.add(ctx, "start", j, func(j *storage.Job) { s.claim(j, worker, lease) })
+	job, err := s.add(ctx, "start", j, worker, lease)
 	if job == nil || err != nil {
 		return nil, err
 	}
@@ -172,7 +177,7 @@ func (s *Store) claim(j *storage.Job, worker string, lease time.Duration) {
 	j.Fence++
 }
 
-func (s *Store) add(ctx context.Context, op string, j storage.Job, with func(*storage.Job)) (*jobItem, error) {
+func (s *Store) add(ctx context.Context, op string, j storage.Job, worker string, lease time.Duration) (*jobItem, error) {
 	room, err := s.room(ctx, j.Priority)
 	if err != nil {
 		return nil, err
@@ -183,8 +188,8 @@ func (s *Store) add(ctx context.Context, op string, j storage.Job, with func(*st
 		if room {
 			item.Job = storage.Job{Key: j.Key, Priority: j.Priority, Trace: j.Trace, NotBefore: j.NotBefore, Created: s.now().UTC(), Fence: item.Job.Fence}
 			item.Result, item.TTL = nil, 0
-			if with != nil {
-				with(&item.Job)
+			if worker != "" {
+				s.claim(&item.Job, worker, lease)
 			}
 			item.setDue()
 			err := s.put(ctx, op, item)
@@ -208,6 +213,9 @@ func (s *Store) add(ctx context.Context, op string, j storage.Job, with func(*st
 				item = &jobItem{ID: id, PK: pk}
 			}
 			continue
+		}
+		if worker != "" && old.Job.Worker == worker {
+			return old, nil // the answer to it was lost
 		}
 		if old.Job.ParkedErr(s.now()) != nil {
 			s.queue.see(old)

@@ -2,6 +2,8 @@ package cosmos
 
 import (
 	"context"
+	"hash/maphash"
+	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -46,7 +48,7 @@ func (q *queue) take(now int64) *jobItem {
 		if due := max(j.Due0, j.Due1); due > now {
 			continue
 		}
-		if best == nil || before(j, best) {
+		if best == nil || q.before(j, best) {
 			best = j
 		}
 	}
@@ -58,11 +60,17 @@ func (q *queue) take(now int64) *jobItem {
 	return &taken
 }
 
-func before(a, b *jobItem) bool {
+// before orders jobs by priority, then by when they were due, roughly: replicas that see the
+// same jobs take them in another order each, or else all but one would lose each.
+func (q *queue) before(a, b *jobItem) bool {
 	if (a.Due0 > 0) != (b.Due0 > 0) {
 		return a.Due0 > 0
 	}
-	return max(a.Due0, a.Due1) < max(b.Due0, b.Due1)
+	rough := (10 * time.Second).Microseconds()
+	if x, y := max(a.Due0, a.Due1)/rough, max(b.Due0, b.Due1)/rough; x != y {
+		return x < y
+	}
+	return maphash.String(q.seed, a.ID) < maphash.String(q.seed, b.ID)
 }
 
 // poll looks for jobs that are due and that other replicas have put in, once in a
@@ -82,21 +90,48 @@ func (s *Store) poll(ctx context.Context) error {
 		q.mu.Unlock()
 	}()
 	for _, text := range []string{"SELECT * FROM c WHERE c.due0 > 0 AND c.due0 <= @now", "SELECT * FROM c WHERE c.due1 > 0 AND c.due1 <= @now"} {
-		n := 0
-		err := s.query(ctx, s.ledger, "poll", "", text, 100, map[string]any{"@now": micros(s.now())}, decode(func(j *taggedJob) bool {
-			j.jobItem.etag = azcore.ETag(j.ETag)
+		now, demand := micros(s.now()), strings.Contains(text, "due0")
+		known, found := q.due(now, demand), map[string]bool{}
+		err := s.query(ctx, s.ledger, "poll", "", text, pollMax, map[string]any{"@now": now}, decode(func(j *taggedJob) bool {
+			j.jobItem.etag, j.polled = azcore.ETag(j.ETag), true
 			q.see(&j.jobItem)
-			n++
-			return n < 100
+			found[j.ID] = true
+			return len(found) < pollMax
 		}))
 		if err != nil {
 			return err
 		}
-		if n >= 100 {
+		q.lose(known, found)
+		if len(found) >= pollMax {
 			return nil
 		}
 	}
 	return nil
+}
+
+// due are the jobs of a priority that were seen and are due.
+func (q *queue) due(now int64, demand bool) (due []*jobItem) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, j := range q.jobs {
+		if (j.Due0 > 0) == demand && max(j.Due0, j.Due1) <= now {
+			due = append(due, j)
+		}
+	}
+	return due
+}
+
+// lose drops the jobs that were known to be due and are not any more, since another replica
+// has claimed them: to try for one costs a write. Where there are more than a look shows, those that
+// one has shown are dropped: if they are still due, another will.
+func (q *queue) lose(known []*jobItem, found map[string]bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, j := range known {
+		if q.jobs[j.ID] == j && !found[j.ID] && (j.polled || len(found) < pollMax) {
+			delete(q.jobs, j.ID)
+		}
+	}
 }
 
 // taggedJob is a job as a query returns it.

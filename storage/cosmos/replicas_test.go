@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -144,6 +145,54 @@ func TestQueueOverReplicas(t *testing.T) {
 	}
 	if added, err := c.Enqueue(ctx, storage.Job{Key: k}); !added || err != nil {
 		t.Errorf("the job again, after it failed: %v, %v", added, err)
+	}
+}
+
+// Replicas that find the same jobs do not try for the same one each time: each that loses has
+// paid for it, and the others wait.
+func TestClaimsDoNotCollide(t *testing.T) {
+	ctx := context.Background()
+	f, acc := fake(t)
+	dir := t.TempDir()
+	const jobs, replicas = 90, 3 // one look shows 100
+	first := open(t, acc, dir, Options{})
+	for i := range jobs {
+		k := storage.Key{Path: fmt.Sprintf("example.com/m%d", i), Query: "v1.0.0", File: storage.FileZip}
+		if added, err := first.Enqueue(ctx, storage.Job{Key: k, Priority: storage.Ahead}); !added || err != nil {
+			t.Fatal(added, err)
+		}
+	}
+	var claimed atomic.Int64
+	stores := make([]*Store, replicas)
+	for i := range stores {
+		stores[i] = open(t, acc, dir, Options{})
+	}
+	f.Calls()
+	var wg sync.WaitGroup
+	for i, s := range stores {
+		wg.Go(func() {
+			for deadline := time.Now().Add(30 * time.Second); claimed.Load() < jobs && time.Now().Before(deadline); {
+				j, err := s.Claim(ctx, fmt.Sprint(i), time.Hour)
+				if err != nil {
+					t.Error(err)
+					return
+				} else if j != nil {
+					claimed.Add(1)
+				}
+				time.Sleep(pollEvery / 10)
+			}
+		})
+	}
+	wg.Wait()
+	lost := 0
+	for _, c := range f.Calls() {
+		if c.Status == http.StatusPreconditionFailed {
+			lost++
+		}
+	}
+	t.Logf("%d claims, %d lost", claimed.Load(), lost)
+	if claimed.Load() != jobs || lost > jobs*2/3 {
+		t.Errorf("%d jobs claimed and %d claims lost, want %d and a few", claimed.Load(), lost, jobs)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 
 // Enqueue implements storage.Ledger.
 func (l *Ledger) Enqueue(ctx context.Context, j storage.Job) (added bool, err error) {
-	job, err := l.add(ctx, j, nil)
+	job, err := l.add(ctx, j, "", 0)
 	if s, ok := l.queue.(interface{ Sync() error }); ok && err == nil && j.Priority != storage.Demand {
 		err = s.Sync()
 	}
@@ -22,11 +22,11 @@ func (l *Ledger) Enqueue(ctx context.Context, j storage.Job) (added bool, err er
 
 // Start implements storage.Ledger.
 func (l *Ledger) Start(ctx context.Context, j storage.Job, worker string, lease time.Duration) (*storage.Job, error) {
-	return l.add(ctx, j, func(j *storage.Job) { l.claim(j, worker, lease) })
+	return l.add(ctx, j, worker, lease)
 }
 
-// add adds a job, changed by with, and returns it; nil when there was one.
-func (l *Ledger) add(ctx context.Context, j storage.Job, with func(*storage.Job)) (added *storage.Job, err error) {
+// add adds a job, claimed if there is a worker, and returns it; nil when there was one.
+func (l *Ledger) add(ctx context.Context, j storage.Job, worker string, lease time.Duration) (added *storage.Job, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -35,6 +35,10 @@ func (l *Ledger) add(ctx context.Context, j storage.Job, with func(*storage.Job)
 		old, err := getJob(tx, j.Key)
 		if err != nil {
 			return err
+		}
+		if old != nil && worker != "" && old.Worker == worker {
+			added = old // the answer to it was lost
+			return nil
 		}
 		if old != nil && old.ParkedErr(l.now()) != nil {
 			return nil
@@ -58,8 +62,8 @@ func (l *Ledger) add(ctx context.Context, j storage.Job, with func(*storage.Job)
 			return storage.ErrQueueFull
 		}
 		added = &storage.Job{Key: j.Key, Priority: j.Priority, Trace: j.Trace, NotBefore: j.NotBefore, Created: l.now().UTC()}
-		if with != nil {
-			with(added)
+		if worker != "" {
+			l.claim(added, worker, lease)
 		}
 		return putJob(tx, nil, added)
 	})

@@ -141,6 +141,9 @@ func start(t *testing.T, b Backend) {
 	if again, err := l.Start(ctx, storage.Job{Key: jobKey(1)}, "b", time.Minute); again != nil || err != nil {
 		t.Errorf("Start of a job that is claimed: %+v, %v", again, err)
 	}
+	if same, err := l.Start(ctx, storage.Job{Key: jobKey(1)}, "a", time.Minute); same == nil || err != nil || *same != *j {
+		t.Errorf("Start again, without an answer to the first: %+v, %v, want %+v", same, err, j)
+	}
 	if other, err := l.Claim(ctx, "b", time.Minute); other != nil || err != nil {
 		t.Errorf("claimed although it was started: %+v, %v", other, err)
 	}
