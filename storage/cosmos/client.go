@@ -87,7 +87,7 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 	if d, ok := ctx.Deadline(); ok {
 		deadline = earlier(end, d)
 	}
-	var failed error // of the last attempt
+	var failed error // of the last attempt, and not that it was cut where one before had an answer
 	var pause time.Duration
 	tooLate := func() error {
 		return goproxy.Busy(max(time.Second, pause), "Cosmos DB (%s) does not answer as it should: %w", op, short(failed))
@@ -111,7 +111,9 @@ func (a *account) try(ctx context.Context, op string, f func(context.Context) (a
 		if ctx.Err() != nil {
 			continue
 		}
-		failed = err
+		if failed == nil || !errors.Is(err, context.DeadlineExceeded) {
+			failed = err
+		}
 		pause = min(50*time.Millisecond<<min(attempt, 6), 2*time.Second)
 		pause = time.Duration(float64(pause) * (0.5 + rand.Float64()))
 		var re *azcore.ResponseError
