@@ -235,11 +235,16 @@ func checkSaved(t *testing.T, url string, tried, saved map[string]storagetest.Ve
 		t.Errorf("%s was saved or fetched, and is not in the catalog", name)
 	}
 	for name, v := range tried {
+		seen := map[int]int{}
 		for ext, want := range map[string][]byte{"info": v.Info, "mod": v.Mod, "zip": v.Zip} {
 			status, body, _ := get(t, fmt.Sprintf("%s/%s/@v/%s.%s", url, v.Path, v.Version.Version, ext))
+			seen[status]++
 			if !(status == 200 && body == string(want)) && !(status == 404 && !whole[name]) {
 				t.Errorf("%s.%s: status %d, %d bytes of %d; in the catalog: %v", name, ext, status, len(body), len(want), whole[name])
 			}
+		}
+		if len(seen) != 1 { // its three files were saved at once
+			t.Errorf("%s is there in part: %v", name, seen)
 		}
 		if err := save(url, v); err != nil {
 			t.Errorf("save %s again: %v", name, err)
@@ -275,7 +280,7 @@ func killAzure(t *testing.T, blob bool, kills int) {
 	fetched.mu.Unlock()
 	var mu sync.Mutex
 	saved, tried := map[string]storagetest.Version{}, map[string]storagetest.Version{}
-	asked, answered := map[string]bool{}, 0
+	asked, answered := map[string]bool{}, map[string]string{}
 	var n atomic.Int64
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -320,11 +325,11 @@ func killAzure(t *testing.T, blob bool, kills int) {
 				time.Sleep(5 * time.Millisecond)
 				return
 			}
-			_, err = io.Copy(io.Discard, resp.Body)
+			zip, err := io.ReadAll(resp.Body)
 			resp.Body.Close()
 			if err == nil && resp.StatusCode == 200 {
 				mu.Lock()
-				answered++
+				answered[m] = string(zip)
 				mu.Unlock()
 			} else if err == nil && resp.StatusCode < 500 {
 				t.Errorf("%s: %s, which upstream has", m, resp.Status)
@@ -347,8 +352,8 @@ func killAzure(t *testing.T, blob bool, kills int) {
 	}
 	close(stop)
 	wg.Wait()
-	t.Logf("%d kills, %d of crawlers; %d saves tried, %d succeeded; %d modules asked for, %d answered", kills, crawlers, len(tried), len(saved), len(asked), answered)
-	if len(saved) == 0 || len(saved) == len(tried) || answered == 0 {
+	t.Logf("%d kills, %d of crawlers; %d saves tried, %d succeeded; %d modules asked for, %d answered", kills, crawlers, len(tried), len(saved), len(asked), len(answered))
+	if len(saved) == 0 || len(saved) == len(tried) || len(answered) == 0 {
 		t.Error("the kills did not meet the work")
 	}
 	// Everything that was asked for comes, at the latest when it is asked for again, at any
@@ -384,6 +389,11 @@ func killAzure(t *testing.T, blob bool, kills int) {
 		}
 	}
 	fetched.mu.Unlock()
+	for m, zip := range answered {
+		if want := got["/"+m+"/@v/v1.0.0.zip"]; zip != want {
+			t.Errorf("%s: the zip that was answered during the kills has %d bytes that are not the %d of now", m, len(zip), len(want))
+		}
+	}
 	for path, body := range got {
 		if _, want, _ := get(t, up.URL+path); body != want {
 			t.Errorf("%s: %d bytes that are not upstream's %d", path, len(body), len(want))
