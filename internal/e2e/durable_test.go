@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -11,15 +12,20 @@ import (
 	"math/rand/v2"
 	"mime/multipart"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/mod/sumdb/dirhash"
 
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/storagetest"
 )
 
@@ -53,86 +59,294 @@ func save(url string, v storagetest.Version) error {
 	return nil
 }
 
-// kill -9 at random moments during saves: after each restart every version is
-// whole or absent, and one whose save succeeded is whole, in catalog and index.
+// kill -9 at random moments during saves, while jobs are made, claimed and done: after
+// each restart every version is whole, in catalog, list and index, or it is in none, and what is kept
+// of it is whole; its hashes are those of what was saved; every job that was made and not done is in
+// the queue once, with its holder, no other is, and the queue goes on.
 func TestKill(t *testing.T) {
+	t.Parallel()
 	const kills = 200
 	dir := t.TempDir()
-	p := prepare(t, "--role=storage", "--data-dir", dir)
-	saved := map[string]storagetest.Version{}
-	tried := map[string]storagetest.Version{}
-	n := 0
-	for range kills {
+	p := prepare(t, "--role=storage", "--data-dir", dir, "--internal-token", token, "--queue-max=100000")
+	k := &killed{t: t, p: p, dir: dir, saved: map[string]bool{}, jobs: newKilledJobs(t, p.url)}
+	lost := 0
+	for life := range kills {
 		p.start()
-		stop := make(chan struct{})
-		killed := make(chan struct{})
-		go func() {
-			time.Sleep(time.Duration(rand.IntN(25_000)) * time.Microsecond)
+		k.jobs.check()
+		k.check()
+		done := make(chan struct{})
+		time.AfterFunc(time.Duration(rand.IntN(50_000))*time.Microsecond, func() {
 			p.cmd.Process.Kill()
-			close(killed)
-		}()
-		go func() { <-killed; close(stop) }()
-		for running := true; running; {
-			v := storagetest.New(fmt.Sprintf("example.com/m%d", n%17), fmt.Sprintf("v1.%d.0", n), strings.Repeat("x", rand.IntN(100_000)))
-			n++
-			tried[v.String()] = v
-			if err := save(p.url, v); err == nil {
-				saved[v.String()] = v
-			}
+			close(done)
+		})
+		running := func() bool {
 			select {
-			case <-stop:
-				running = false
+			case <-done:
+				return false
 			default:
+				return true
 			}
 		}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for running() {
+				k.jobs.step()
+				time.Sleep(time.Duration(rand.IntN(5_000)) * time.Microsecond) // the saves share the disk
+			}
+		})
+		before := len(k.saved)
+		for running() {
+			k.save()
+		}
+		wg.Wait()
 		p.cmd.Wait()
+		if lost += len(k.recent) - (len(k.saved) - before); t.Failed() {
+			t.Fatalf("after %d kills", life+1)
+		}
 	}
 	p.start()
-	t.Logf("%d kills, %d saves tried, %d succeeded", kills, len(tried), len(saved))
-	var whole map[string]bool
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		_, body, _ := get(t, p.url+"/catalog?pagesize=10000")
-		var page struct {
-			Modules []struct{ Module, Version string }
+	k.jobs.check()
+	k.check()
+	t.Logf("%d kills, %d saves tried, %d succeeded; %d jobs were made for sure, %d done", kills, len(k.tried), len(k.saved), k.jobs.made, k.jobs.finished)
+	if lost == 0 || len(k.saved) == 0 || k.jobs.made == 0 || k.jobs.finished == 0 {
+		t.Error("the kills did not meet the work")
+	}
+	// All of them, once more; and a save that was cut can be made again.
+	k.recent = k.tried
+	k.check()
+	for _, v := range k.tried {
+		if err := save(p.url, v); err != nil {
+			t.Errorf("save %s again: %v", v, err)
 		}
-		if err := json.Unmarshal([]byte(body), &page); err != nil {
-			t.Fatal(err)
-		}
-		whole = map[string]bool{}
-		for _, m := range page.Modules {
-			whole[m.Module+"@"+m.Version] = true
-		}
-		missing := 0
-		for name := range saved {
-			if !whole[name] {
-				missing++
-			}
-		}
-		if missing == 0 {
+		k.saved[v.String()] = true
+	}
+	k.recent = k.tried
+	k.check()
+	_, body, _ := get(t, p.url+"/index?limit=10000")
+	if lines := strings.Count(body, "\n"); lines != len(k.tried) {
+		t.Errorf("the index has %d lines, want %d", lines, len(k.tried))
+	}
+	k.jobs.drain()
+}
+
+// killed is what was saved at a storage role that is killed now and then.
+type killed struct {
+	t      *testing.T
+	p      *process
+	dir    string
+	tried  []storagetest.Version
+	recent []storagetest.Version // of them: since the last check
+	saved  map[string]bool       // whose save has succeeded
+	jobs   *killedJobs
+}
+
+func (k *killed) save() {
+	n := len(k.tried)
+	v := storagetest.New(fmt.Sprintf("example.com/m%d", n%17), fmt.Sprintf("v1.%d.0", n), strings.Repeat("x", rand.IntN(100_000)))
+	k.tried, k.recent = append(k.tried, v), append(k.recent, v)
+	if err := save(k.p.url, v); err == nil {
+		k.saved[v.String()] = true
+	}
+}
+
+// check looks at what was saved since the last time. What is complete and not listed, since its
+// process was killed between the two, is listed in a moment, and nobody has to ask for it.
+func (k *killed) check() {
+	k.t.Helper()
+	var wrong []string
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if wrong = k.look(); len(wrong) == 0 || time.Now().After(end) {
 			break
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d saved versions are not in the catalog", missing)
+	}
+	for _, w := range wrong {
+		k.t.Error(w)
+	}
+	k.recent = nil
+}
+
+// look returns what is wrong.
+func (k *killed) look() (wrong []string) {
+	t := k.t
+	t.Helper()
+	complain := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
+	catalog := catalogOf(t, k.p.url)
+	_, body, _ := get(t, k.p.url+"/index?limit=10000")
+	index := map[string]int{}
+	for line := range strings.Lines(body) {
+		var e storage.IndexEntry
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("index: %v: %s", err, line)
+		}
+		index[e.Path+"@"+e.Version]++
+	}
+	for name := range k.saved {
+		if !catalog[name] {
+			complain("%s was saved, and is not in the catalog", name)
 		}
 	}
-	for name, v := range tried {
+	if len(index) != len(catalog) {
+		complain("%d versions are in the index, %d in the catalog", len(index), len(catalog))
+	}
+	for _, v := range k.recent {
+		name, there := v.String(), map[string]bool{}
 		for ext, want := range map[string][]byte{"info": v.Info, "mod": v.Mod, "zip": v.Zip} {
-			status, body, _ := get(t, fmt.Sprintf("%s/%s/@v/%s.%s", p.url, v.Path, v.Version.Version, ext))
-			switch {
-			case status == 200 && body == string(want):
-			case status == 404 && !whole[name]:
-			default:
-				t.Errorf("%s.%s: status %d, %d bytes of %d; in the catalog: %v", name, ext, status, len(body), len(want), whole[name])
+			status, body, _ := get(t, fmt.Sprintf("%s/%s/@v/%s.%s", k.p.url, v.Path, v.Version.Version, ext))
+			there[ext] = status == 200
+			if status != 404 && (status != 200 || body != string(want)) {
+				complain("%s.%s: status %d, %d bytes of %d", name, ext, status, len(body), len(want))
 			}
 		}
-		// A save that was cut can be made again.
-		if err := save(p.url, v); err != nil {
-			t.Errorf("save %s again: %v", name, err)
+		_, list, _ := get(t, fmt.Sprintf("%s/%s/@v/list", k.p.url, v.Path))
+		listed := slices.Contains(strings.Fields(list), v.Version.Version)
+		if whole := there["info"] && there["mod"] && there["zip"]; catalog[name] != whole || listed != whole || (index[name] == 1) != whole || index[name] > 1 {
+			complain("%s: of its files there are %v; in the catalog: %v, in the list: %v, in the index: %d times", name, there, catalog[name], listed, index[name])
+		}
+		if there["zip"] && !(there["info"] && there["mod"]) {
+			complain("%s: there is a zip, and of the others %v", name, there)
+		}
+		h1, err := k.jobs.client.ZipH1(context.Background(), v.Version)
+		if err != nil || h1 == "" && k.saved[name] {
+			complain("%s: its hash: %q, %v", name, h1, err)
+		} else if h1 != "" {
+			want, err := dirhash.HashZip(filepath.Join(k.dir, "modules", v.Path, "@v", v.Version.Version+".zip"), dirhash.Hash1)
+			if err != nil || h1 != want {
+				complain("%s: its hash is %s, that of the zip %s, %v", name, h1, want, err)
+			}
 		}
 	}
-	_, body, _ := get(t, p.url+"/index?limit=10000")
-	if lines := strings.Count(body, "\n"); lines != len(tried) {
-		t.Errorf("the index has %d lines, want %d", lines, len(tried))
+	return wrong
+}
+
+// killedJobs are jobs of a storage role that is killed now and then.
+type killedJobs struct {
+	t              *testing.T
+	client         *storage.Client
+	n              int
+	jobs           map[storage.Key]*killedJob
+	made, finished int // for sure
+}
+
+type killedJob struct {
+	made   bool         // Enqueue has succeeded
+	held   *storage.Job // as Claim has returned it; nil: it has not
+	ending bool         // Done was called
+	ended  bool         // Done has succeeded
+}
+
+func newKilledJobs(t *testing.T, storageURL string) *killedJobs {
+	base, err := url.Parse(storageURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base.User = url.UserPassword("x", token)
+	return &killedJobs{t: t, jobs: map[storage.Key]*killedJob{}, client: &storage.Client{
+		Client: goproxy.Client{Base: base, HTTP: &http.Client{Timeout: 10 * time.Second}},
+	}}
+}
+
+// step makes a job or claims one, and does every second that it has claimed.
+func (k *killedJobs) step() {
+	ctx := context.Background()
+	if k.n++; k.n%3 != 0 {
+		key := storage.Key{Path: fmt.Sprintf("example.com/job%d", k.n), Query: "v1.0.0", File: storage.FileZip}
+		k.jobs[key] = &killedJob{}
+		if _, err := k.client.Enqueue(ctx, storage.Job{Key: key, Created: time.Now()}); err == nil {
+			k.jobs[key].made = true
+			k.made++
+		}
+		return
+	}
+	j, err := k.client.Claim(ctx, "worker", time.Hour)
+	if err != nil || j == nil {
+		return
+	}
+	mine := k.jobs[j.Key]
+	if mine == nil || mine.held != nil || mine.ending {
+		k.t.Errorf("%s was claimed: %+v", j.Key, mine)
+		return
+	}
+	if mine.held = j; k.n%2 == 0 {
+		k.finish(j)
+	}
+}
+
+func (k *killedJobs) finish(j *storage.Job) {
+	mine := k.jobs[j.Key]
+	mine.ending = true
+	if err := k.client.Done(context.Background(), j, nil); err == nil {
+		mine.ended = true
+		k.finished++
+	}
+}
+
+// check compares the queue with what was done to it.
+func (k *killedJobs) check() map[storage.Key]storage.Job {
+	k.t.Helper()
+	list, err := k.client.Jobs(context.Background(), 10_000)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	there := map[storage.Key]storage.Job{}
+	for _, j := range list {
+		if _, twice := there[j.Key]; twice || k.jobs[j.Key] == nil {
+			k.t.Errorf("%s is in the queue, twice: %v", j.Key, twice)
+		}
+		there[j.Key] = j
+	}
+	for key, mine := range k.jobs {
+		j, ok := there[key]
+		switch {
+		case mine.ended && ok:
+			k.t.Errorf("%s was done, and is in the queue", key)
+		case mine.made && !mine.ending && !ok:
+			k.t.Errorf("%s is not in the queue any more", key)
+		case ok && mine.held != nil && (j.Worker != "worker" || j.Fence != mine.held.Fence || j.Attempts != 1 || !j.LeaseEnds.After(time.Now())):
+			k.t.Errorf("%s was claimed, and is %+v", key, j)
+		}
+	}
+	stats, err := k.client.Queue(context.Background())
+	if err != nil || stats.Jobs != len(there) {
+		k.t.Errorf("%d jobs are in the queue, which says %+v, %v", len(there), stats, err)
+	}
+	return there
+}
+
+// drain ends all: those that are held, and those that nobody has claimed yet, each of which
+// is claimed once. A claim whose answer was lost holds one for its hour.
+func (k *killedJobs) drain() {
+	unclaimed := 0
+	for key, j := range k.check() {
+		switch mine := k.jobs[key]; {
+		case mine.held != nil:
+			k.finish(mine.held)
+			if !mine.ended {
+				k.t.Errorf("%s, which is held, cannot be ended", key)
+			}
+		case j.Worker == "":
+			unclaimed++
+		}
+	}
+	claimed := 0
+	for {
+		j, err := k.client.Claim(context.Background(), "worker", time.Hour)
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		if j == nil {
+			break
+		}
+		k.jobs[j.Key].held = j
+		k.finish(j)
+		claimed++
+	}
+	if claimed != unclaimed {
+		k.t.Errorf("%d jobs could be claimed, want %d", claimed, unclaimed)
+	}
+	for key, j := range k.check() {
+		if j.Worker == "" || k.jobs[key].held != nil {
+			k.t.Errorf("in the queue is left %s: %+v", key, j)
+		}
 	}
 }
 

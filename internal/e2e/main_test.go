@@ -97,14 +97,26 @@ func TestZipHerd(t *testing.T) {
 	}
 }
 
-// 500 lists of 100 modules nobody has asked for: 100 upstream requests.
+// 500 lists of 100 modules nobody has asked for: 100 upstream requests, and no process that
+// any role starts.
 func TestListHerd(t *testing.T) {
+	t.Run("alone", func(t *testing.T) { listHerd(t, func(*process) {}) })
+	t.Run("traced", func(t *testing.T) {
+		var traces []*execTrace
+		listHerd(t, func(p *process) { traces = append(traces, traceExec(t, p)) })
+		for _, trace := range traces {
+			trace.check()
+		}
+	})
+}
+
+func listHerd(t *testing.T, change func(*process)) {
 	up := testupstream.New(t)
 	up.Delay = 100 * time.Millisecond
 	for i := range 100 {
 		up.Add(fmt.Sprintf("example.com/m%d", i), "v1.0.0", 10)
 	}
-	f := startFleet(t, up.URL, 2, 3)
+	f := startFleetUnder(t, change, up.URL, 2, 3)
 	got := crowd(500, func(i int) string {
 		return fmt.Sprintf("%s/example.com/m%d/@v/list", f.proxies[i%3].url, i/5)
 	})

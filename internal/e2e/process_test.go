@@ -180,6 +180,19 @@ type fleet struct {
 
 func startFleet(t *testing.T, upstream string, crawlers, proxies int, args ...string) *fleet {
 	t.Helper()
+	return startFleetUnder(t, func(*process) {}, upstream, crawlers, proxies, args...)
+}
+
+// startFleetUnder is startFleet, and changes each process before it starts.
+func startFleetUnder(t *testing.T, change func(*process), upstream string, crawlers, proxies int, args ...string) *fleet {
+	t.Helper()
+	start := func(t *testing.T, args ...string) *process {
+		t.Helper()
+		p := prepare(t, args...)
+		change(p)
+		p.start()
+		return p
+	}
 	f := &fleet{}
 	common := append([]string{"--internal-token", token}, args...)
 	f.storage = start(t, append(common, "--role=storage", "--data-dir", t.TempDir())...)

@@ -3,12 +3,16 @@
 package e2e
 
 import (
+	"fmt"
 	"os/exec"
+	"regexp"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/testupstream"
 )
 
@@ -78,6 +82,73 @@ func TestChecksumRefused(t *testing.T) {
 			}
 			if status != 200 {
 				t.Errorf("the database is back: %d %s", status, body)
+			}
+		})
+	}
+}
+
+// 50 clients ask for one lookup at once: one process, and each proxy of several, asks for it
+// once, and so does the one crawler of the database. What comes is the database's answer, and says how long it
+// may be kept: a tile, also one that is not full yet, never changes; a lookup may come with a newer tree.
+func TestSumDBHerd(t *testing.T) {
+	t.Parallel()
+	for _, proxies := range []int{0, 2} {
+		t.Run(fmt.Sprintf("%d proxies", proxies), func(t *testing.T) {
+			const m = "example.com/m@v1.0.0"
+			u := testupstream.Start(t, testupstream.Module{Path: "example.com/m", Version: "v1.0.0"})
+			status, want, _ := get(t, u.SumDBURL()+"/lookup/"+m) // the record is there from now on
+			if status != 200 {
+				t.Fatalf("the database: %d %s", status, want)
+			}
+			var urls []string
+			var crawler *process
+			args := []string{"--sumdb", u.VerifierKey()}
+			if proxies == 0 {
+				urls = []string{start(t, append(args, "--upstream", u.URL(), "--data-dir", t.TempDir())...).url}
+			} else {
+				f := startFleet(t, u.URL(), 1, proxies, args...)
+				for _, p := range f.proxies {
+					urls = append(urls, p.url)
+				}
+				crawler = f.crawlers[0]
+			}
+			u.Reset()
+			answer := make(chan struct{})
+			u.Fault(testupstream.Match{Kind: testupstream.SumDB, Path: "example.com/m"}, testupstream.Fault{Until: answer})
+			var wg sync.WaitGroup
+			for i := range 50 {
+				wg.Go(func() {
+					status, body, h := get(t, urls[i%len(urls)]+"/sumdb/"+u.SumDBName()+"/lookup/"+m)
+					if status != 200 || body != want || h.Get("Cache-Control") != goproxy.CacheBriefly {
+						t.Errorf("lookup: %d %q, %q", status, body, h.Get("Cache-Control"))
+					}
+				})
+			}
+			if !u.Wait(testupstream.SumDB, m, 1, 30*time.Second) {
+				t.Error("the database was not asked")
+			}
+			time.Sleep(500 * time.Millisecond) // the others ask by now, too
+			close(answer)
+			wg.Wait()
+			if n := u.Requests(testupstream.SumDB, m); n != 1 {
+				t.Errorf("the database was asked %d times, want once", n)
+			}
+			if crawler != nil {
+				_, metrics, _ := get(t, crawler.url+"/metrics")
+				if want := fmt.Sprintf("athensctl_request_seconds_count{method=\"GET\",role=\"crawler\",status=\"200\"} %d\n", proxies); !strings.Contains(metrics, want) {
+					t.Errorf("%d proxies asked the crawler more than once each: %q", proxies, regexp.MustCompile("(?m)^athensctl_request_seconds_count.*$").FindAllString(metrics, -1))
+				}
+			}
+			for path, cache := range map[string]string{
+				"latest": goproxy.CacheBriefly, "supported": goproxy.CacheBriefly, "lookup/" + m: goproxy.CacheBriefly,
+				"tile/8/0/000.p/1": goproxy.CacheImmutable, "tile/8/data/000.p/1": goproxy.CacheImmutable,
+			} {
+				for _, url := range urls {
+					status, body, h := get(t, url+"/sumdb/"+u.SumDBName()+"/"+path)
+					if status != 200 || h.Get("Cache-Control") != cache {
+						t.Errorf("%s: %d, Cache-Control %q, want %q: %.200s", path, status, h.Get("Cache-Control"), cache, body)
+					}
+				}
 			}
 		})
 	}

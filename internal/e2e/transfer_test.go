@@ -10,12 +10,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/internal/cosmosfake"
 	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/storagetest"
 )
@@ -83,19 +87,49 @@ func TestAzureImportExport(t *testing.T) {
 	t.Parallel()
 	const n, parts = 1000, 300
 	cache, download := tree(t, n, parts)
-	_, _, store := azureArgs(t, true)
+	fake, _, store := azureArgs(t, true)
 	store = append(store, "--data-dir", t.TempDir(), "--sumdb=off")
+	// It is killed when it is about to write the manifest of the 300th version.
+	var written atomic.Int64
+	enough := make(chan struct{})
+	fake.SetFault(func(c cosmosfake.Call) *cosmosfake.Fault {
+		if c.Op == "create item" && strings.HasPrefix(c.PK, "m/") && written.Add(1) == 300 {
+			close(enough)
+		}
+		return nil
+	})
 	cut := exec.Command(binary, append([]string{"import", cache}, store...)...)
 	if err := cut.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(1500 * time.Millisecond)
-	cut.Process.Kill()
-	cut.Wait()
+	ended := make(chan error, 1)
+	go func() { ended <- cut.Wait() }()
+	select {
+	case <-enough:
+		cut.Process.Kill()
+		<-ended
+	case err := <-ended:
+		t.Fatalf("the import ended after %d versions: %v", written.Load(), err)
+	case <-time.After(2 * time.Minute):
+		cut.Process.Kill()
+		t.Fatalf("the import is at %d versions", written.Load())
+	}
+	fake.SetFault(nil)
+	if status := cut.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() {
+		t.Fatalf("the import was not killed: %v", cut.ProcessState)
+	}
+	first := regexp.MustCompile(`^(\d+) versions are good, 0 are bad, 0 could`).FindStringSubmatch(run(t, append([]string{"verify"}, store...)...))
+	kept := 0
+	if first != nil {
+		kept, _ = strconv.Atoi(first[1])
+	}
+	if kept == 0 || kept >= n {
+		t.Fatalf("the import that was killed has kept %d versions of %d", kept, n)
+	}
 	out := run(t, append([]string{"import", cache}, store...)...)
 	var done, skipped int
-	if _, err := fmt.Sscanf(out[strings.LastIndex(strings.TrimSpace(out), "\n")+1:], "%d versions, %d were there already", &done, &skipped); err != nil || done+skipped != n+parts || skipped == 0 {
-		t.Errorf("the second import: %s", out)
+	if _, err := fmt.Sscanf(out[strings.LastIndex(strings.TrimSpace(out), "\n")+1:], "%d versions, %d were there already", &done, &skipped); err != nil || done+skipped != n+parts || skipped < kept || done < n-300 {
+		t.Errorf("the second import, with %d versions there: %s", kept, out)
 	}
 	t.Logf("after the kill: %s", out)
 	if out := run(t, append([]string{"verify"}, store...)...); !strings.Contains(out, fmt.Sprint(n, " versions are good, 0 are bad, 0 could not be checked")) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -77,6 +78,86 @@ func TestFailover(t *testing.T) {
 		if info, err := s.Resolve(ctx, v.Path, v.Version.Version); err != nil || string(info.Raw) != string(v.Info) {
 			t.Errorf("%s: %v, %v", v, info, err)
 		}
+	}
+}
+
+// What is read is asked of the preferred regions, in their order, and what is written of
+// the one that takes writes. A preferred region that answers 503 is passed over.
+func TestPreferredRegions(t *testing.T) {
+	ctx := context.Background()
+	f := &cosmosfake.Server{Key: testazure.CosmosKey}
+	var url, host [4]string // the account's, and those of the regions
+	for i := range url {
+		srv := httptest.NewServer(f)
+		t.Cleanup(srv.Close)
+		url[i], host[i] = srv.URL, strings.TrimPrefix(srv.URL, "http://")
+	}
+	const writes, second, first = 1, 2, 3
+	f.Regions = func() (write, read []string) { return url[writes : writes+1], url[writes:] }
+	region := func(i int) string { return "Region " + url[i][strings.LastIndexByte(url[i], ':')+1:] }
+	s := open(t, Account{Endpoint: url[0], Key: testazure.CosmosKey, Regions: []string{region(first), region(second)}}, t.TempDir(), Options{})
+	put := func(path string) storagetest.Version {
+		v := storagetest.New(path, "v1.0.0", "")
+		if err := s.Put(ctx, v.Version, v.Files()); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	// reads are a look at a version, a list, and a look at small state: two are items, one a query.
+	reads := func(v storagetest.Version) {
+		if info, err := s.Resolve(ctx, v.Path, v.Version.Version); err != nil || string(info.Raw) != string(v.Info) {
+			t.Errorf("%s: %v, %v", v, info, err)
+		}
+		if list, err := s.List(ctx, v.Path); err != nil || len(list.Versions) != 1 {
+			t.Errorf("the list of %s: %v, %v", v.Path, list, err)
+		}
+		if _, err := s.Load(ctx, "x"); err != nil {
+			t.Error(err)
+		}
+	}
+	isRead := func(c cosmosfake.Call) bool { return c.Op == "read item" || c.Op == "query" }
+	f.Calls()
+	v := put("example.com/before")
+	reads(v)
+	n := map[string]int{}
+	for _, c := range f.Calls() {
+		want := host[writes]
+		switch {
+		case c.Op == "read account":
+			continue
+		case isRead(c):
+			want = host[first]
+		}
+		if n[c.Op]++; c.Host != want {
+			t.Errorf("%s was asked of the region of number %d", c.Op, slices.Index(host[:], c.Host))
+		}
+	}
+	if n["read item"] == 0 || n["query"] == 0 || n["create item"]+n["batch"] == 0 {
+		t.Errorf("what was asked: %v", n)
+	}
+
+	f.SetFault(func(c cosmosfake.Call) *cosmosfake.Fault {
+		if c.Host == host[first] {
+			return &cosmosfake.Fault{Status: 503}
+		}
+		return nil
+	})
+	reads(v)
+	reads(put("example.com/after"))
+	clear(n)
+	for _, c := range f.Calls() {
+		switch {
+		case c.Op == "read account" || c.Status == 503:
+		case isRead(c) && c.Host == host[second]:
+			n["read"]++
+		case !isRead(c) && c.Host == host[writes]:
+			n["written"]++
+		default:
+			t.Errorf("with the first region away %s was asked of that of number %d", c.Op, slices.Index(host[:], c.Host))
+		}
+	}
+	if n["read"] < 6 || n["written"] == 0 {
+		t.Errorf("with the first region away: %v", n)
 	}
 }
 

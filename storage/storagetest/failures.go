@@ -114,8 +114,7 @@ func crashBetweenFiles(t *testing.T, b Backend) {
 		}
 		must(t, s.Put(ctx, v.Version, f))
 		if !b.Volatile {
-			must(t, s.(io.Closer).Close())
-			s, _ = b.open(t, dir, time.Now)
+			s, _ = b.crash(t, dir)
 		}
 		list, err := s.List(ctx, v.Path)
 		must(t, err)

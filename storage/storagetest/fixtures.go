@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"testing"
 	"time"
 
@@ -39,6 +40,21 @@ type Options struct {
 
 func (b Backend) open(t *testing.T, dir string, now func() time.Time) (storage.Store, storage.Ledger) {
 	return b.Open(t, dir, Options{Now: now})
+}
+
+// crash opens what is in dir as if the process that has it open had been killed: nothing is
+// closed. A backend that keeps files there is given a copy of them, since one process has a
+// folder at a time; any other lets processes share what the folder stands for.
+func (b Backend) crash(t *testing.T, dir string) (storage.Store, storage.Ledger) {
+	t.Helper()
+	files, err := os.ReadDir(dir)
+	must(t, err)
+	if len(files) > 0 {
+		from := dir
+		dir = t.TempDir()
+		must(t, os.CopyFS(dir, os.DirFS(from)))
+	}
+	return b.open(t, dir, time.Now)
 }
 
 // Version is one made-up version with valid files.

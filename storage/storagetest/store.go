@@ -395,33 +395,46 @@ func tombstone(t *testing.T, b Backend) {
 	}
 }
 
+// What was kept and queued is found again, after an orderly end and after none.
 func reopen(t *testing.T, b Backend) {
 	if b.Volatile {
 		t.Log("this backend keeps nothing: there is nothing to find again")
 		return
 	}
-	dir := t.TempDir()
-	s, l := b.open(t, dir, time.Now)
-	v := New("example.com/m", "v1.0.0", "")
-	must(t, s.Put(ctx, v.Version, v.Files()))
-	k := storage.Key{Path: "example.com/m", File: storage.FileList}
-	must(t, l.SetKnown(ctx, k, &storage.Known{Checked: time.Now(), Versions: []string{"v1.0.0"}}))
-	_, err := l.Enqueue(ctx, storage.Job{Key: k})
-	must(t, err)
-	must(t, s.(io.Closer).Close())
-	s, l = b.open(t, dir, time.Now)
-	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
-		t.Error("other bytes came back")
-	}
-	page, err := s.Catalog(ctx, "", 10)
-	must(t, err)
-	if len(page.Versions) != 1 {
-		t.Errorf("catalog: %v", page)
-	}
-	if known, err := l.Known(ctx, k); err != nil || !slices.Equal(known.Versions, []string{"v1.0.0"}) {
-		t.Errorf("Known: %v, %v", known, err)
-	}
-	if j, err := l.Claim(ctx, "w", time.Minute); err != nil || j == nil || j.Key != k {
-		t.Errorf("the job is %v, %v", j, err)
+	for _, killed := range []bool{false, true} {
+		dir := t.TempDir()
+		s, l := b.open(t, dir, time.Now)
+		v := New("example.com/m", "v1.0.0", "")
+		must(t, s.Put(ctx, v.Version, v.Files()))
+		k := storage.Key{Path: "example.com/m", File: storage.FileList}
+		must(t, l.SetKnown(ctx, k, &storage.Known{Checked: time.Now(), Versions: []string{"v1.0.0"}}))
+		must(t, l.CompareAndSwap(ctx, "state", nil, []byte("1")))
+		_, err := l.Enqueue(ctx, storage.Job{Key: k})
+		must(t, err)
+		if killed {
+			s, l = b.crash(t, dir)
+		} else {
+			must(t, s.(io.Closer).Close())
+			s, l = b.open(t, dir, time.Now)
+		}
+		if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
+			t.Errorf("killed %v: other bytes came back", killed)
+		}
+		page, err := s.Catalog(ctx, "", 10)
+		must(t, err)
+		entries, err := s.Index(ctx, time.Time{}, 10)
+		must(t, err)
+		if len(page.Versions) != 1 || len(entries) != 1 {
+			t.Errorf("killed %v: catalog: %v, index: %v", killed, page, entries)
+		}
+		if known, err := l.Known(ctx, k); err != nil || !slices.Equal(known.Versions, []string{"v1.0.0"}) {
+			t.Errorf("killed %v: Known: %v, %v", killed, known, err)
+		}
+		if state, err := l.Load(ctx, "state"); err != nil || string(state) != "1" {
+			t.Errorf("killed %v: state: %q, %v", killed, state, err)
+		}
+		if j, err := l.Claim(ctx, "w", time.Minute); err != nil || j == nil || j.Key != k {
+			t.Errorf("killed %v: the job is %v, %v", killed, j, err)
+		}
 	}
 }
