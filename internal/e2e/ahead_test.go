@@ -14,10 +14,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/testgit"
 	"github.com/athensctl/athensctl/internal/testupstream"
 )
@@ -95,6 +98,73 @@ func TestWebhook(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("the new version's zip is not kept: %s", resp.Status)
 		}
+	}
+}
+
+// A push whose fetch hangs or fails leaves readers what they had, at once and not marked
+// stale, and the new list is there when the host is.
+func TestWebhookHostAway(t *testing.T) {
+	const well, hangs, fails = 0, 1, 2
+	var state atomic.Int32
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path != "/example.com/m/@v/list":
+			http.NotFound(w, r)
+		case state.Load() == hangs:
+			select {
+			case <-r.Context().Done():
+			case <-time.After(time.Minute):
+			}
+		case state.Load() == fails:
+			http.Error(w, "out of order", http.StatusInternalServerError)
+		default:
+			fmt.Fprintln(w, "v1.0.0")
+		}
+	}))
+	t.Cleanup(up.Close)
+	for state0, name := range map[int32]string{hangs: "hangs", fails: "fails"} {
+		t.Run(name, func(t *testing.T) {
+			state.Store(well)
+			p := start(t, "--upstream="+up.URL, "--data-dir="+t.TempDir(), "--webhook-secret="+webhookSecret, "--upstream-timeout=15s")
+			list := func() (string, http.Header) {
+				t.Helper()
+				began := time.Now()
+				status, body, h := get(t, p.url+"/example.com/m/@v/list")
+				if took := time.Since(began); status != 200 || took > time.Second {
+					t.Errorf("a reader gets %d %q after %v", status, body, took)
+				}
+				return body, h
+			}
+			if body, _ := list(); body != "v1.0.0\n" {
+				t.Fatalf("before: %q", body)
+			}
+			state.Store(state0)
+			pushed := make(chan int)
+			go func() {
+				pushed <- push(t, p.url, `{"ref":"refs/tags/v1.1.0","repository":{"html_url":"https://example.com/m","clone_url":"https://example.com/m.git"}}`, webhookSecret)
+			}()
+			for answered, began := false, time.Now(); !answered || time.Since(began) < 3*time.Second; time.Sleep(100 * time.Millisecond) {
+				if body, h := list(); body != "v1.0.0\n" || h.Get(goproxy.HeaderStale) != "" {
+					t.Fatalf("while the host %s: %q, %v", name, body, h)
+				}
+				select {
+				case status := <-pushed:
+					answered = true
+					if status < 500 {
+						t.Errorf("the push is answered with %d", status)
+					}
+				default:
+				}
+			}
+			_, metrics, _ := get(t, p.url+"/metrics")
+			sum := regexp.MustCompile(`athensctl_proxy_list_age_seconds_sum\{file="list"\} (\S+)`).FindStringSubmatch(metrics)
+			if sum == nil {
+				t.Fatal("the list ages are not in the metrics")
+			}
+			if seconds, err := strconv.ParseFloat(sum[1], 64); err != nil || seconds > 1e5 {
+				t.Errorf("the lists served are %s seconds old in all", sum[1])
+			}
+		})
 	}
 }
 
