@@ -74,14 +74,17 @@ func TestWebhook(t *testing.T) {
 	if status := push(t, f.proxies[0].url, body, webhookSecret); status != 200 {
 		t.Fatalf("push: %d", status)
 	}
+	t.Logf("the push is answered after %v", time.Since(pushed))
 	for i, p := range f.proxies {
-		for got := ""; got != "git.test.example/lib.git v1.1.0"; {
-			if time.Since(pushed) > 2*time.Second {
-				t.Fatalf("proxy %d: still %s after %v", i, got, time.Since(pushed))
+		for seen := false; !seen; {
+			got := latest(p)
+			took := time.Since(pushed) // the go command has printed it
+			if seen = got == "git.test.example/lib.git v1.1.0"; took > 2*time.Second {
+				t.Fatalf("proxy %d: %s after %v", i, got, took)
+			} else if seen {
+				t.Logf("proxy %d: seen after %v", i, took)
 			}
-			got = latest(p)
 		}
-		t.Logf("proxy %d: seen after %v", i, time.Since(pushed))
 	}
 	// And its files are there before anybody asks.
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
@@ -207,7 +210,7 @@ func TestNewTagWithoutWebhook(t *testing.T) {
 }
 
 // A crawler that is killed between claim and done: the other finishes its job, once, and
-// the go command that waited meanwhile, or its next try, has the module.
+// who waited meanwhile gets the module from there, as does the go command that comes then.
 func TestCrawlerKilledWithJob(t *testing.T) {
 	t.Parallel() // it waits
 	up := testupstream.New(t)
@@ -243,7 +246,11 @@ func TestCrawlerKilledWithJob(t *testing.T) {
 	}
 	victim.kill()
 	killed := time.Now()
-	t.Logf("killed with the job in hand; who waited got %d after %v", <-waited, time.Since(killed).Round(time.Millisecond))
+	status := <-waited // the proxy asks the other crawler, which waits for the lease to end
+	t.Logf("killed with the job in hand; who waited got %d after %v", status, time.Since(killed).Round(time.Millisecond))
+	if status != 200 {
+		t.Errorf("who waited got %d", status)
+	}
 	// The lease, the next look at the queue of one of the workers, and two answers.
 	if took := time.Since(killed); took > 25*time.Second {
 		t.Errorf("it took %v", took)
@@ -372,6 +379,33 @@ func TestAhead(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("after retry: %d %s", status, body)
 		}
+	}
+	// One that fails again is dropped, and upstream is left alone until somebody asks.
+	first.terminate()
+	first.args = append(first.args, "--upstream", broken.URL, "--data-dir", t.TempDir())
+	first.start()
+	const dropped = "example.com/m28@v1.0.0#mod"
+	for end := time.Now().Add(90 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		get(t, second.proxies[0].url+"/example.com/m28/@v/v1.0.0.mod")
+		out, err := queue("list")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(dropped) + ` +parked for .*$`).MatchString(out) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the job is not parked:\n%s", out)
+		}
+	}
+	if out, err := queue("drop", dropped); err != nil || out != "dropped "+dropped+"\n" {
+		t.Errorf("drop: %q, %v", out, err)
+	}
+	if out, err := queue("list"); err != nil || strings.Contains(out, dropped) {
+		t.Errorf("after drop: %s, %v", out, err)
+	}
+	if _, err := queue("drop", dropped); err == nil || !strings.Contains(err.Error(), "there is no such job") {
+		t.Errorf("dropped again: %v", err)
 	}
 	if out, err := queue("drop", "example.com/none@v1.0.0#zip"); err == nil || !strings.Contains(err.Error(), "there is no such job") {
 		t.Errorf("drop of no job: %s, %v", out, err)
