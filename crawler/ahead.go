@@ -165,12 +165,12 @@ func (c *Crawler) countAhead(what string, err error) {
 	}
 }
 
-// bringModule brings a module's list, when what is known of it is older than since,
-// and the versions of it that are wanted.
+// bringModule brings a module's list, when what is known of it is outdated or older than
+// since, and the versions of it that are wanted.
 func (c *Crawler) bringModule(ctx context.Context, path string, since time.Time) error {
 	k := storage.Key{Path: path, File: storage.FileList}
 	known, err := c.ledger.Known(ctx, k)
-	if err != nil || known.Checked.Before(since) {
+	if err != nil || known.Outdated || known.Checked.Before(since) {
 		err := c.bring(ctx, k)
 		if ctx.Err() != nil {
 			return ctx.Err()

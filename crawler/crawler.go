@@ -182,14 +182,14 @@ func (c *Crawler) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, err
 	return ensure(ctx, c, k, func(ctx context.Context, _ time.Duration) (*goproxy.Blob, error) { return c.store.Zip(ctx, m) })
 }
 
-// known is upstream's answer for k that is younger than maxAge: fs.ErrNotExist when there
-// is none, a refusal as an error of its own, which isRefused matches.
+// known is upstream's answer for k that is younger than maxAge, and not outdated:
+// fs.ErrNotExist when there is none, a refusal as an error of its own, which isRefused matches.
 func (c *Crawler) known(ctx context.Context, k storage.Key, maxAge time.Duration) (*storage.Known, error) {
 	known, err := c.ledger.Known(ctx, k)
 	if err != nil {
 		return nil, err
 	}
-	if time.Since(known.Checked) >= maxAge {
+	if known.Outdated || time.Since(known.Checked) >= maxAge {
 		return nil, goproxy.NotFound("%s: the answer is old", k)
 	}
 	if err := Refusal(known); err != nil {

@@ -159,16 +159,16 @@ func (c *Crawler) outdateList(ctx context.Context, path string, versions []strin
 	return ctx.Err()
 }
 
-// renew has an answer fetched anew, however fresh it is. An answer that nobody has asked
-// for is not: fs.ErrNotExist.
+// renew has an answer fetched anew, however fresh it is; until it is, the one that is known
+// is served as what it is. An answer that nobody has asked for is not fetched: fs.ErrNotExist.
 func (c *Crawler) renew(ctx context.Context, k storage.Key) error {
 	known, err := c.ledger.Known(ctx, k)
 	if err != nil {
 		return err
 	}
-	if !known.Checked.IsZero() {
+	if !known.Outdated {
 		old := *known
-		old.Checked = time.Time{}
+		old.Outdated = true
 		if err := c.ledger.SetKnown(ctx, k, &old); err != nil {
 			return notQueued{err}
 		}

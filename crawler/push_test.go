@@ -3,6 +3,7 @@ package crawler
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,6 +82,49 @@ func TestPushedRetries(t *testing.T) {
 		}
 		if jobs, err := s.Jobs(t.Context(), 10); err != nil || !slices.ContainsFunc(jobs, func(j storage.Job) bool { return j.Key.File == storage.FileList }) {
 			t.Errorf("the queue goes on with the list: %+v, %v", jobs, err)
+		}
+	})
+}
+
+// What is known stays what it is while the answer that a push outdates can't be had: its
+// age, and that the answer is no refusal; and it is fresh for nobody.
+func TestPushedKeepsWhatIsKnown(t *testing.T) {
+	var down atomic.Bool
+	o := options(source{list: func(ctx context.Context, _ string) ([]string, error) {
+		if down.Load() {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return []string{"v1.0.0", "v1.1.0"}, nil
+	}})
+	s := memory.New(0, nil)
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		k := storage.Key{Path: "example.com/r", File: storage.FileList}
+		before := &storage.Known{Checked: time.Now().Add(-5 * time.Second), Versions: []string{"v1.0.0"}, Validator: "x"}
+		if err := s.SetKnown(t.Context(), k, before); err != nil {
+			t.Fatal(err)
+		}
+		down.Store(true)
+		push, cancel := context.WithTimeout(t.Context(), 9*time.Second)
+		defer cancel()
+		if err := c.Pushed(push, "example.com/r", "v1.1.0", ""); err == nil {
+			t.Error("a push of which nothing was fetched")
+		}
+		known, err := s.Known(t.Context(), k)
+		if err != nil || !known.Checked.Equal(before.Checked) || !slices.Equal(known.Versions, before.Versions) || known.Validator != before.Validator || !known.Outdated {
+			t.Errorf("after the push: %+v, %v", known, err)
+		}
+		down.Store(false)
+		time.Sleep(atMost(k.File) + 5*time.Second) // the fetch is given up, and made again
+		if known, err := s.Known(t.Context(), k); err != nil || known.Outdated || len(known.Versions) != 2 || time.Since(known.Checked) > 20*time.Second {
+			t.Errorf("then: %+v, %v", known, err)
+		}
+		young := &storage.Known{Checked: time.Now(), Outdated: true, Versions: before.Versions}
+		if err := s.SetKnown(t.Context(), k, young); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := c.List(t.Context(), "example.com/r"); err != nil || len(l.Versions) != 2 {
+			t.Errorf("who asks the crawler: %+v, %v", l, err)
 		}
 	})
 }

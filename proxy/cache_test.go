@@ -42,9 +42,11 @@ func (b *bed) get(path string, header ...string) *httptest.ResponseRecorder {
 		Name: "sum.golang.org", Private: func(path string) bool { return path == "private.example" },
 		Get: func(_ context.Context, path string) ([]byte, error) {
 			b.up.mu.Lock()
-			defer b.up.mu.Unlock()
 			b.up.asked++
-			return []byte("answer to " + path), b.up.err
+			err, takes := b.up.err, b.up.takes
+			b.up.mu.Unlock()
+			time.Sleep(takes)
+			return []byte("answer to " + path), err
 		},
 	})
 	e.GET("/sumdb/*", sumdb)
@@ -369,4 +371,52 @@ func TestSumDB(t *testing.T) {
 	if w := b.get("/sumdb/sum.golang.org/latest"); w.Code != 200 {
 		t.Errorf("latest, with the database away: %d %s", w.Code, w.Body)
 	}
+}
+
+// Those who wait for the checksum database are bounded as those who wait for a module, by
+// the same max-waiting; what is kept is no wait.
+func TestSumDBBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Fallback) // 20 may wait
+		const kept, latest = "/sumdb/sum.golang.org/lookup/example.com/kept@v1.0.0", "/sumdb/sum.golang.org/latest"
+		for _, path := range []string{kept, latest} {
+			if w := b.get(path); w.Code != 200 {
+				t.Fatalf("%s: %d %s", path, w.Code, w.Body)
+			}
+		}
+		b.up.set(nil, 30*time.Second)
+		answers := make(chan *httptest.ResponseRecorder, 20)
+		for i := range 20 { // two for each
+			go func() { answers <- b.get(fmt.Sprintf("/sumdb/sum.golang.org/lookup/example.com/m%d@v1.0.0", i/2)) }()
+		}
+		synctest.Wait()
+		if n := b.waiting.Load(); n != 20 {
+			t.Errorf("%d wait", n)
+		}
+		began := time.Now()
+		for _, path := range []string{"/sumdb/sum.golang.org/lookup/example.com/m0@v1.0.0", "/sumdb/sum.golang.org/tile/8/0/003"} {
+			if w := b.get(path); w.Code != 503 || w.Header().Get("Retry-After") == "" || w.Header().Get("Cache-Control") != goproxy.CacheNever {
+				t.Errorf("one too many, %s: %d %v", path, w.Code, w.Header())
+			}
+		}
+		if _, err := b.List(t.Context(), modPath); goproxy.Status(err) != 503 {
+			t.Errorf("a list, when too many wait for the checksum database: %v", err)
+		}
+		for _, path := range []string{kept, latest} {
+			if w := b.get(path); w.Code != 200 {
+				t.Errorf("what is kept, %s: %d %s", path, w.Code, w.Body)
+			}
+		}
+		if took := time.Since(began); took != 0 {
+			t.Errorf("that took %v", took)
+		}
+		for range 20 {
+			if w := <-answers; w.Code != 200 {
+				t.Errorf("who waited: %d %s", w.Code, w.Body)
+			}
+		}
+		if n := b.waiting.Load(); n != 0 {
+			t.Errorf("%d wait, when all have their answers", n)
+		}
+	})
 }

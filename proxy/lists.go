@@ -20,11 +20,12 @@ func isLocalFile(b *goproxy.Blob) bool {
 // changing is an answer of upstream that another may follow: a list, or what a
 // query stands for.
 type changing struct {
-	list    *goproxy.VersionList
-	info    *goproxy.Info
-	err     error // a refusal
-	checked time.Time
-	looked  time.Time // when the ledger said so
+	list     *goproxy.VersionList
+	info     *goproxy.Info
+	err      error // a refusal
+	checked  time.Time
+	looked   time.Time // when the ledger said so
+	outdated bool      // there is another, which is not fetched yet
 }
 
 // List implements goproxy.Source: from what is known, as fresh as Options say.
@@ -125,7 +126,7 @@ func mayFallBack(err error) bool {
 }
 
 // current returns upstream's answer for k: what is in memory or in the ledger
-// if it is fresh; if it is a little older too, while a refresh goes on behind;
+// if it is fresh; if it is a little older too, or outdated, while a refresh goes on behind;
 // older still, it waits a little for the refresh. Only the first sight of k
 // waits as long as a fetch may take. tier is where the answer came from, of a refusal
 // too; "" with an error that is none.
@@ -134,7 +135,7 @@ func (p *Proxy) current(ctx context.Context, now time.Time, k storage.Key) (a *c
 		a, _ = v.(*changing)
 	}
 	tier = fromMemory
-	if a == nil || now.Sub(a.looked) >= p.o.ListRemember || now.Sub(a.checked) >= p.o.Freshness {
+	if a == nil || a.outdated || now.Sub(a.looked) >= p.o.ListRemember || now.Sub(a.checked) >= p.o.Freshness {
 		// Another proxy, or a push, may have had it refreshed, or have made it old.
 		if known := p.fromLedger(ctx, k); known != nil && (a == nil || !known.checked.Equal(a.checked) || a.looked != known.looked) {
 			a, tier = known, fromStorage
@@ -155,7 +156,7 @@ func (p *Proxy) current(ctx context.Context, now time.Time, k storage.Key) (a *c
 			return nil, "", err
 		}
 		tier = fromCrawler
-	case age < p.o.Freshness:
+	case age < p.o.Freshness && !a.outdated:
 	case age < p.o.ListMaxStale:
 		p.refreshBehind(ctx, k)
 	default:
@@ -232,7 +233,7 @@ func (p *Proxy) fromLedger(ctx context.Context, k storage.Key) *changing {
 		return nil
 	}
 	known := v.(*storage.Known)
-	a := &changing{checked: known.Checked, looked: time.Now()}
+	a := &changing{checked: known.Checked, looked: time.Now(), outdated: known.Outdated}
 	switch {
 	case known.RefusedStatus != 0:
 		a.err = &goproxy.Error{Status: known.RefusedStatus, Message: known.Refused, Checked: known.Checked}

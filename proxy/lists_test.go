@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/mod/module"
 
 	"github.com/athensctl/athensctl/goproxy"
@@ -173,6 +174,60 @@ func TestFreshnessOfTheFleet(t *testing.T) {
 		}
 		b.want("the ledger has a newer one", "v1.5.0", false, 0, 0)
 	})
+}
+
+// A list that is outdated, since a push or a feed named a version that it lacks, is served
+// as what it is while the new one is fetched, however that goes.
+func TestOutdated(t *testing.T) {
+	for _, mode := range []string{Strict, Fallback} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBed(t, mode)
+			b.Proxy.metrics = newMetrics(prometheus.NewRegistry())
+			b.Proxy.o.ListRemember = time.Second
+			k := storage.Key{Path: modPath, File: storage.FileList}
+			outdate := func() {
+				known, err := b.store.Known(t.Context(), k)
+				if err != nil {
+					t.Fatal(err)
+				}
+				known.Outdated = true
+				if err := b.store.SetKnown(t.Context(), k, known); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.want("the first sight", "v1.0.0", false, 0, 1)
+			time.Sleep(2 * time.Second)
+			outdate()
+			b.up.set(goproxy.Errorf(502, "down"), 0)
+			b.want("upstream fails", "v1.0.0", false, 0, 1)
+			b.want("and fails", "v1.0.0", false, 0, 1)
+			b.up.set(nil, 10*time.Second, "v1.0.0", "v1.1.0")
+			b.want("upstream is slow", "v1.0.0", false, 0, 1)
+			time.Sleep(5 * time.Second)
+			b.want("while it answers", "v1.0.0", false, 0, 0)
+			if young, all := b.ages(60); young != all {
+				t.Errorf("%d of %d lists were served as older than a minute", all-young, all)
+			}
+			time.Sleep(5*time.Second + time.Millisecond)
+			b.want("the first reader after its answer", "v1.0.0 v1.1.0", false, 0, 0)
+			// Another has it fetched.
+			time.Sleep(2 * time.Second)
+			outdate()
+			b.up.set(goproxy.Errorf(502, "down"), 0)
+			b.want("a reader meanwhile", "v1.0.0 v1.1.0", false, 0, 1)
+			if err := b.store.SetKnown(t.Context(), k, &storage.Known{Checked: time.Now(), Versions: []string{"v1.2.0"}}); err != nil {
+				t.Fatal(err)
+			}
+			b.want("at once after another had the answer", "v1.2.0", false, 0, 0)
+			outdate()
+			time.Sleep(2 * time.Hour)
+			want, stale := "v1.2.0", true
+			if mode == Strict {
+				want, stale = "!Bad Gateway", false
+			}
+			b.want("outdated, and too old", want, stale, 0, 1)
+		})
+	}
 }
 
 func keep(t *testing.T, s storage.Store, v string) {

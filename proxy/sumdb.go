@@ -90,6 +90,23 @@ func (p *Proxy) sumdb(ctx context.Context, s *SumDB, path string) (b []byte, kep
 		e.NoStore = true
 		return nil, kept, e
 	}
+	answer, err := p.askSumDB(ctx, s, key, path)
+	if err != nil && ctx.Err() == nil && p.o.Mode == Fallback && mayFallBack(err) {
+		if b := p.disk.get(key); b != nil {
+			return readKept(b)
+		}
+	}
+	return answer.text, answer.kept, err
+}
+
+// askSumDB asks the crawler, once for all who want the same, and keeps the answer. Those who
+// wait for it count among those who wait for a fetch.
+func (p *Proxy) askSumDB(ctx context.Context, s *SumDB, key, path string) (sumdbAnswer, error) {
+	leave, err := p.enter()
+	if err != nil {
+		return sumdbAnswer{}, err
+	}
+	defer leave()
 	ch := p.flights.DoChan(key, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.o.FetchTimeout)
 		defer cancel()
@@ -103,16 +120,10 @@ func (p *Proxy) sumdb(ctx context.Context, s *SumDB, path string) (b []byte, kep
 	select {
 	case r := <-ch:
 		answer, _ := r.Val.(sumdbAnswer)
-		b, kept, err = answer.text, answer.kept, r.Err
+		return answer, r.Err
 	case <-ctx.Done():
-		return nil, kept, ctx.Err()
+		return sumdbAnswer{}, ctx.Err()
 	}
-	if err != nil && p.o.Mode == Fallback && mayFallBack(err) {
-		if b := p.disk.get(key); b != nil {
-			return readKept(b)
-		}
-	}
-	return b, kept, err
 }
 
 // sumdbAnswer is what those who ask at the same time share.

@@ -149,6 +149,7 @@ func (k Key) String() string { return k.Path + "@" + k.Query + "#" + string(k.Fi
 // query's answer, or that there is no such thing.
 type Known struct {
 	Checked  time.Time // when upstream answered that; the zero time is never fresh
+	Outdated bool      `json:",omitempty"` // upstream has said since that it has changed: not fresh, however young
 	Versions []string  `json:",omitempty"` // FileList
 	// Validator is VersionList's, to ask upstream again with.
 	Validator string `json:",omitempty"`

@@ -92,8 +92,8 @@ type answer struct {
 
 // TestOracle compares what Source makes of repositories with what the go command
 // does, over HTTP and over SSH. Each file of testdata is a case: the rule it is about, a
-// script that makes repositories, go-import pages, what is asked, and what of that is
-// refused, with the reason, though the go command serves it.
+// script that makes repositories, go-import pages, what is asked, with the reason behind it
+// where that fails, and what is refused, with the reason, though the go command serves it.
 func TestOracle(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it runs the go command and git some hundred times")
@@ -131,7 +131,7 @@ func oracleCase(t *testing.T, file string) {
 		pages[where] = content
 	}
 	var lists, asked []string
-	refused := map[string]string{}
+	why := reasons{map[string]string{}, map[string]string{}}
 	expand := func(line string) string {
 		return os.Expand(strings.TrimSpace(line), func(name string) string { return readHash(t, root, name) })
 	}
@@ -140,7 +140,9 @@ func oracleCase(t *testing.T, file string) {
 		if modulePath, ok := strings.CutPrefix(line, "list "); ok {
 			lists = append(lists, modulePath)
 		} else if line != "" {
-			asked = append(asked, line)
+			query, reason, _ := strings.Cut(line, " ")
+			why.fails[query] = reason
+			asked = append(asked, query)
 		}
 	}
 	for line := range strings.Lines(section["refused"]) {
@@ -148,7 +150,7 @@ func oracleCase(t *testing.T, file string) {
 		if reason == "" {
 			t.Fatalf("%s is refused without a reason", query)
 		}
-		refused[query] = reason
+		why.refused[query] = reason
 		asked = append(asked, query)
 	}
 	if len(lists)+len(asked) == 0 {
@@ -181,10 +183,10 @@ func oracleCase(t *testing.T, file string) {
 			}
 			// A run for each takes its time: what is answered over HTTP is good over SSH.
 			cmd.cache = fmt.Sprint("query", i)
-			served += compareQueries(t, cmd, sources, []string{q}, refused, true)
+			served += compareQueries(t, cmd, sources, []string{q}, why, true)
 		}
 		cmd.cache = "versions"
-		return served + compareQueries(t, cmd, sources, versions, refused, false)
+		return served + compareQueries(t, cmd, sources, versions, why, false)
 	}
 	t.Run("http", func(t *testing.T) {
 		base := testgit.New(t, root).URL + "/"
@@ -242,7 +244,14 @@ func newSource(t *testing.T, page, base string, host *testgit.SSH) *Source {
 	return s
 }
 
-func compareQueries(t *testing.T, cmd *goCommand, sources []*Source, asked []string, refused map[string]string, reuse bool) (served int) {
+// reasons are parts of vcs' errors, by query; those of one that may be either, as it is said
+// over HTTP and over SSH, have " | " between them.
+type reasons struct {
+	fails   map[string]string // with the go command too; "": it does not
+	refused map[string]string // though the go command serves it
+}
+
+func compareQueries(t *testing.T, cmd *goCommand, sources []*Source, asked []string, why reasons, reuse bool) (served int) {
 	t.Helper()
 	if len(asked) == 0 {
 		return 0
@@ -278,7 +287,7 @@ func compareQueries(t *testing.T, cmd *goCommand, sources []*Source, asked []str
 			cmd.answered[query] = dl
 		}
 		for i, s := range sources {
-			compareAnswer(t, i, s, query, refused[query], dl, want)
+			compareAnswer(t, i, s, query, why, dl, want)
 		}
 	}
 	return served
@@ -290,10 +299,10 @@ type download struct {
 	Origin                                      map[string]string
 }
 
-func compareAnswer(t *testing.T, source int, s *Source, query, refused string, dl download, want answer) {
+func compareAnswer(t *testing.T, source int, s *Source, query string, why reasons, dl download, want answer) {
 	t.Helper()
 	got := ask(t, s, query)
-	if refused != "" {
+	if refused := why.refused[query]; refused != "" {
 		if want.Err != "" || !strings.Contains(got.Err, refused) {
 			t.Errorf("%s, source %d:\nvcs: %s %s, want %q\ngo:  %s %s", query, source, got.Version, got.Err, refused, want.Version, want.Err)
 		}
@@ -303,8 +312,16 @@ func compareAnswer(t *testing.T, source int, s *Source, query, refused string, d
 		t.Errorf("%s, source %d:\nvcs: %s %s\ngo:  %s %s", query, source, got.Version, got.Err, want.Version, want.Err)
 		return
 	}
+	fails := why.fails[query]
 	if got.Err != "" {
+		said := func(reason string) bool { return strings.Contains(got.Err, reason) }
+		if fails == "" || !slices.ContainsFunc(strings.Split(fails, " | "), said) {
+			t.Errorf("%s, source %d fails, and the case has %q behind it as the reason:\nvcs: %s\ngo:  %s", query, source, fails, got.Err, want.Err)
+		}
 		return
+	}
+	if fails != "" {
+		t.Errorf("%s, source %d: %s, and the case says that it fails: %s", query, source, got.Version, fails)
 	}
 	got.Err, want.Err = "", ""
 	if reflect.DeepEqual(got, want) {
@@ -362,9 +379,9 @@ func compareList(t *testing.T, cmd *goCommand, sources []*Source, modulePath str
 	for i, s := range sources {
 		got, err := s.List(t.Context(), modulePath)
 		switch {
-		case (err == nil) != (goErr == nil) && !(err == nil && len(got.Versions) == 0):
+		case err != nil || goErr != nil: // no case has a list that fails
 			t.Errorf("list %s, source %d: vcs: %v; go: %v", modulePath, i, err, goErr)
-		case err == nil && !(len(got.Versions) == 0 && len(l.Versions) == 0) && !reflect.DeepEqual(got.Versions, l.Versions):
+		case !(len(got.Versions) == 0 && len(l.Versions) == 0) && !reflect.DeepEqual(got.Versions, l.Versions):
 			t.Errorf("list %s, source %d:\nvcs: %v\ngo:  %v", modulePath, i, got.Versions, l.Versions)
 		}
 	}

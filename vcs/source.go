@@ -45,6 +45,9 @@ type Options struct {
 	// answer is a 503. Objects that are made of deltas take up to 168 MiB more.
 	// 0: 192 MiB.
 	MemoryBytes int64
+	// Refused is told of each answer that is a 503 for a bound: "memory", "disk", or
+	// "repositories", of which too many are read at once. nil: nobody is told.
+	Refused func(bound string)
 }
 
 // Source is a goproxy.Source over git hosts. It is safe for concurrent use.
@@ -77,10 +80,13 @@ func New(r *remote.Remote, o Options) *Source {
 	if o.MemoryBytes <= 0 {
 		o.MemoryBytes = 192 << 20
 	}
+	if o.Refused == nil {
+		o.Refused = func(string) {}
+	}
 	made := git.MadeBytes(git.DefaultLimits)
 	s := &Source{o: o, remote: r, packs: git.Half(int64(o.Fetches)), refs: map[string]*refs{}, files: map[string][]byte{}}
 	s.git = &git.Client{
-		HTTP: r.HTTP(), TempDir: o.TempDir, Evict: s.evict,
+		HTTP: r.HTTP(), TempDir: o.TempDir, Evict: s.evict, Refused: o.Refused,
 		Heavy: git.NewBudget(int64(o.Heavy), int64(max(1, o.Heavy-1))), Disk: git.Half(o.DiskBytes), Memory: git.NewBudget(o.MemoryBytes, o.MemoryBytes*2/3),
 		// One of the largest at a time, and room for those of other hosts that are small.
 		Deltas: git.NewBudget(made+made/6, made),

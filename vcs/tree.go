@@ -80,6 +80,7 @@ func (s *Source) treeOf(ctx context.Context, repo *remote.Repo, commit string, f
 			return nil, err
 		}
 	}
+	s.o.Refused("repositories")
 	return nil, goproxy.Busy(time.Second, "%s: too many repositories are read at once", git.Name(repo.URL))
 }
 

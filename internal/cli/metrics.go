@@ -24,10 +24,21 @@ func limits(cfg *config.Config) prometheus.Collector {
 		"fetch-timeout": cfg.FetchTimeout.Seconds(), "upstream-timeout": cfg.UpstreamTimeout.Seconds(),
 		"read-header-timeout": cfg.ReadHeaderTimeout.Seconds(), "body-timeout": cfg.BodyTimeout.Seconds(),
 		"write-timeout": cfg.WriteTimeout.Seconds(), "idle-timeout": cfg.IdleTimeout.Seconds(),
+		"list-wait": cfg.ListWait.Seconds(), "host-connections": float64(cfg.HostConnections), "job-lease": cfg.JobLease.Seconds(),
+		"drain-timeout": cfg.DrainTimeout.Seconds(),
 	} {
 		g.WithLabelValues(setting).Set(v)
 	}
 	return g
+}
+
+// gitRefused counts answers of git hosts that a bound has ended which all hosts share. Those
+// have no settings.
+func gitRefused() *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "athensctl_git_refused_total",
+		Help: "Answers of git hosts that were given up with a 503, for a bound that all share (memory, disk, repositories).",
+	}, []string{"bound"})
 }
 
 // queueMetrics describes the queue when it is asked. Where the ledger does not say how

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/spf13/pflag"
 
 	"github.com/athensctl/athensctl/config"
@@ -87,6 +88,11 @@ func TestMetricsPage(t *testing.T) {
 	for _, f := range families {
 		if f.GetName() != "athensctl_limit" {
 			continue
+		}
+		for _, setting := range []string{"list-wait", "host-connections", "job-lease", "drain-timeout", "fetch-timeout", "max-waiting", "queue-max"} {
+			if !slices.ContainsFunc(f.GetMetric(), func(m *dto.Metric) bool { return m.GetLabel()[0].GetValue() == setting }) {
+				t.Errorf("athensctl_limit has not %s", setting)
+			}
 		}
 		for _, m := range f.GetMetric() {
 			if setting := m.GetLabel()[0].GetValue(); !slices.ContainsFunc(cfg.Settings(), func(s config.Setting) bool { return s.Key == setting }) || m.GetGauge().GetValue() <= 0 {

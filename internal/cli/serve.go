@@ -256,7 +256,9 @@ func (p *process) addCrawler() error {
 	if err != nil {
 		return err
 	}
-	hosts := vcs.New(remote, vcs.Options{TempDir: tmp})
+	refused := gitRefused()
+	p.registry.MustRegister(refused)
+	hosts := vcs.New(remote, vcs.Options{TempDir: tmp, Refused: func(bound string) { refused.WithLabelValues(bound).Inc() }})
 	p.closers = append(p.closers, hosts.Close)
 	o := crawler.Options{
 		Origins: origins(cfg, upstream, hosts), TempDir: tmp, Freshness: cfg.Freshness,

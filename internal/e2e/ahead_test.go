@@ -14,10 +14,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/testgit"
 	"github.com/athensctl/athensctl/internal/testupstream"
 )
@@ -71,14 +74,17 @@ func TestWebhook(t *testing.T) {
 	if status := push(t, f.proxies[0].url, body, webhookSecret); status != 200 {
 		t.Fatalf("push: %d", status)
 	}
+	t.Logf("the push is answered after %v", time.Since(pushed))
 	for i, p := range f.proxies {
-		for got := ""; got != "git.test.example/lib.git v1.1.0"; {
-			if time.Since(pushed) > 2*time.Second {
-				t.Fatalf("proxy %d: still %s after %v", i, got, time.Since(pushed))
+		for seen := false; !seen; {
+			got := latest(p)
+			took := time.Since(pushed) // the go command has printed it
+			if seen = got == "git.test.example/lib.git v1.1.0"; took > 2*time.Second {
+				t.Fatalf("proxy %d: %s after %v", i, got, took)
+			} else if seen {
+				t.Logf("proxy %d: seen after %v", i, took)
 			}
-			got = latest(p)
 		}
-		t.Logf("proxy %d: seen after %v", i, time.Since(pushed))
 	}
 	// And its files are there before anybody asks.
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
@@ -95,6 +101,73 @@ func TestWebhook(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("the new version's zip is not kept: %s", resp.Status)
 		}
+	}
+}
+
+// A push whose fetch hangs or fails leaves readers what they had, at once and not marked
+// stale, and the new list is there when the host is.
+func TestWebhookHostAway(t *testing.T) {
+	const well, hangs, fails = 0, 1, 2
+	var state atomic.Int32
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path != "/example.com/m/@v/list":
+			http.NotFound(w, r)
+		case state.Load() == hangs:
+			select {
+			case <-r.Context().Done():
+			case <-time.After(time.Minute):
+			}
+		case state.Load() == fails:
+			http.Error(w, "out of order", http.StatusInternalServerError)
+		default:
+			fmt.Fprintln(w, "v1.0.0")
+		}
+	}))
+	t.Cleanup(up.Close)
+	for state0, name := range map[int32]string{hangs: "hangs", fails: "fails"} {
+		t.Run(name, func(t *testing.T) {
+			state.Store(well)
+			p := start(t, "--upstream="+up.URL, "--data-dir="+t.TempDir(), "--webhook-secret="+webhookSecret, "--upstream-timeout=15s")
+			list := func() (string, http.Header) {
+				t.Helper()
+				began := time.Now()
+				status, body, h := get(t, p.url+"/example.com/m/@v/list")
+				if took := time.Since(began); status != 200 || took > time.Second {
+					t.Errorf("a reader gets %d %q after %v", status, body, took)
+				}
+				return body, h
+			}
+			if body, _ := list(); body != "v1.0.0\n" {
+				t.Fatalf("before: %q", body)
+			}
+			state.Store(state0)
+			pushed := make(chan int)
+			go func() {
+				pushed <- push(t, p.url, `{"ref":"refs/tags/v1.1.0","repository":{"html_url":"https://example.com/m","clone_url":"https://example.com/m.git"}}`, webhookSecret)
+			}()
+			for answered, began := false, time.Now(); !answered || time.Since(began) < 3*time.Second; time.Sleep(100 * time.Millisecond) {
+				if body, h := list(); body != "v1.0.0\n" || h.Get(goproxy.HeaderStale) != "" {
+					t.Fatalf("while the host %s: %q, %v", name, body, h)
+				}
+				select {
+				case status := <-pushed:
+					answered = true
+					if status < 500 {
+						t.Errorf("the push is answered with %d", status)
+					}
+				default:
+				}
+			}
+			_, metrics, _ := get(t, p.url+"/metrics")
+			sum := regexp.MustCompile(`athensctl_proxy_list_age_seconds_sum\{file="list"\} (\S+)`).FindStringSubmatch(metrics)
+			if sum == nil {
+				t.Fatal("the list ages are not in the metrics")
+			}
+			if seconds, err := strconv.ParseFloat(sum[1], 64); err != nil || seconds > 1e5 {
+				t.Errorf("the lists served are %s seconds old in all", sum[1])
+			}
+		})
 	}
 }
 
@@ -137,7 +210,7 @@ func TestNewTagWithoutWebhook(t *testing.T) {
 }
 
 // A crawler that is killed between claim and done: the other finishes its job, once, and
-// the go command that waited meanwhile, or its next try, has the module.
+// who waited meanwhile gets the module from there, as does the go command that comes then.
 func TestCrawlerKilledWithJob(t *testing.T) {
 	t.Parallel() // it waits
 	up := testupstream.New(t)
@@ -173,7 +246,11 @@ func TestCrawlerKilledWithJob(t *testing.T) {
 	}
 	victim.kill()
 	killed := time.Now()
-	t.Logf("killed with the job in hand; who waited got %d after %v", <-waited, time.Since(killed).Round(time.Millisecond))
+	status := <-waited // the proxy asks the other crawler, which waits for the lease to end
+	t.Logf("killed with the job in hand; who waited got %d after %v", status, time.Since(killed).Round(time.Millisecond))
+	if status != 200 {
+		t.Errorf("who waited got %d", status)
+	}
 	// The lease, the next look at the queue of one of the workers, and two answers.
 	if took := time.Since(killed); took > 25*time.Second {
 		t.Errorf("it took %v", took)
@@ -302,6 +379,33 @@ func TestAhead(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("after retry: %d %s", status, body)
 		}
+	}
+	// One that fails again is dropped, and upstream is left alone until somebody asks.
+	first.terminate()
+	first.args = append(first.args, "--upstream", broken.URL, "--data-dir", t.TempDir())
+	first.start()
+	const dropped = "example.com/m28@v1.0.0#mod"
+	for end := time.Now().Add(90 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		get(t, second.proxies[0].url+"/example.com/m28/@v/v1.0.0.mod")
+		out, err := queue("list")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(dropped) + ` +parked for .*$`).MatchString(out) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the job is not parked:\n%s", out)
+		}
+	}
+	if out, err := queue("drop", dropped); err != nil || out != "dropped "+dropped+"\n" {
+		t.Errorf("drop: %q, %v", out, err)
+	}
+	if out, err := queue("list"); err != nil || strings.Contains(out, dropped) {
+		t.Errorf("after drop: %s, %v", out, err)
+	}
+	if _, err := queue("drop", dropped); err == nil || !strings.Contains(err.Error(), "there is no such job") {
+		t.Errorf("dropped again: %v", err)
 	}
 	if out, err := queue("drop", "example.com/none@v1.0.0#zip"); err == nil || !strings.Contains(err.Error(), "there is no such job") {
 		t.Errorf("drop of no job: %s, %v", out, err)

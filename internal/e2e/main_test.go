@@ -147,7 +147,11 @@ func TestCrawlerDies(t *testing.T) {
 	f.crawlers[0].kill()
 	f.crawlers[1].kill()
 	f.crawlers[1].start()
-	<-done // those who waited may have failed; who comes again must not
+	// There was no crawler for a moment: those who waited may be told to come again, not that
+	// there is no such thing, and none is left without an answer. Who comes again has it.
+	if got := <-done; got["200"]+got["502"]+got["503"] != 10 {
+		t.Errorf("those who waited: %v", got)
+	}
 	if got := crowd(10, func(int) string { return f.proxies[0].url + "/example.com/m/@v/v1.0.0.zip" }); got["200"] != 10 {
 		t.Errorf("answers: %v", got)
 	}

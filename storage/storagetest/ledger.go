@@ -28,10 +28,10 @@ func known(t *testing.T, b Backend) {
 	for i, k := range keys {
 		_, err := l.Known(ctx, k)
 		wantErr(t, k.String(), err, fs.ErrNotExist)
-		must(t, l.SetKnown(ctx, k, &storage.Known{Checked: time.Unix(int64(i), 0).UTC(), RefusedStatus: 404, Refused: fmt.Sprint(i), Validator: k.Path}))
+		must(t, l.SetKnown(ctx, k, &storage.Known{Checked: time.Unix(int64(i), 0).UTC(), RefusedStatus: 404, Refused: fmt.Sprint(i), Validator: k.Path, Outdated: i%2 == 1}))
 	}
 	for i, k := range keys {
-		if a, err := l.Known(ctx, k); err != nil || a.Refused != fmt.Sprint(i) || a.Validator != k.Path || !a.Checked.Equal(time.Unix(int64(i), 0)) {
+		if a, err := l.Known(ctx, k); err != nil || a.Refused != fmt.Sprint(i) || a.Validator != k.Path || a.Outdated != (i%2 == 1) || !a.Checked.Equal(time.Unix(int64(i), 0)) {
 			t.Errorf("%s: %+v, %v", k, a, err)
 		}
 	}

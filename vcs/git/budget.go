@@ -133,6 +133,9 @@ func (r *room) take(n int64, disk bool) error {
 	}
 	for !b.TryAcquire(r.host, n) {
 		if r.c.Evict == nil || !r.c.Evict() {
+			if r.c.Refused != nil {
+				r.c.Refused(what)
+			}
 			return goproxy.Busy(5*time.Second, "the %s for what is fetched from git hosts is used up", what)
 		}
 	}

@@ -97,6 +97,9 @@ type Client struct {
 	// Evict closes something that was fetched and that nobody needs just now; false: there
 	// is nothing. It may be nil.
 	Evict func() bool
+	// Refused is told of each answer for which a budget, "memory" or "disk", had no room. It
+	// may be nil.
+	Refused func(budget string)
 }
 
 // Ref is one name in a repository.
