@@ -280,6 +280,27 @@ func TestMemoryLimit(t *testing.T) {
 	}
 }
 
+// What is fetched ahead of demand has a bound, of which each storage replica gets its part.
+func TestBackgroundUnits(t *testing.T) {
+	for set, want := range map[string]string{
+		"storage.replicas=3": "cosmos-background-units: 666", "storage.replicas=2": "cosmos-background-units: 1000",
+		"store.cosmos.backgroundUnits=20000": "cosmos-background-units: 6666", "store.cosmos.backgroundUnits=0": "",
+	} {
+		text, err := render(t, "-f", chart+"/ci/aks-values.yaml", "--set", set, "--show-only", "templates/config.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects(t, text) {
+			for role, config := range map[string]any{"storage": at(o, "data", "storage.yaml"), "proxy": at(o, "data", "proxy.yaml"), "crawler": at(o, "data", "crawler.yaml")} {
+				got := regexp.MustCompile("cosmos-background-units: .*").FindString(fmt.Sprint(config))
+				if o["kind"] == "ConfigMap" && (role == "storage" && got != want || role != "storage" && got != "") {
+					t.Errorf("--set %s: %s has %q, want %q for storage alone", set, role, got, want)
+				}
+			}
+		}
+	}
+}
+
 // A whole number of bytes in a values file is a quantity as well as 8Gi is. Helm reads it as a
 // float.
 func TestBytes(t *testing.T) {

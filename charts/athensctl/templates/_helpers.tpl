@@ -101,6 +101,7 @@ that is given is known. */}}
 {{- $_ := set $c "cosmos-database" $v.store.cosmos.database }}
 {{- with $v.store.cosmos.endpoint }}{{ $_ := set $c "cosmos-endpoint" . }}{{ end }}
 {{- with $v.store.cosmos.regions }}{{ $_ := set $c "cosmos-regions" . }}{{ end }}
+{{- with int $v.store.cosmos.backgroundUnits }}{{ $_ := set $c "cosmos-background-units" (div . (int $v.storage.replicas)) }}{{ end }}
 {{- with $v.store.blob.endpoint }}{{ $_ := set $c "blob-endpoint" . }}{{ end }}
 {{- $_ := set $c "blob-container" $v.store.blob.container }}
 {{- end }}

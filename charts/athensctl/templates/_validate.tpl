@@ -1,7 +1,7 @@
 {{/* Combinations that can't work, each with a sentence that says why. */}}
 {{- define "athensctl.validate" -}}
 {{- $v := .Values }}
-{{- range list "role" "listen" "storage-listen" "crawler-listen" "data-dir" "cache-dir" "store" "storage-url" "crawler-url" "internal-token" "network-mode" "drain-delay" "drain-timeout" "require-header" "cosmos-endpoint" "cosmos-key" "cosmos-connection-string" "cosmos-database" "cosmos-regions" "blob-endpoint" "blob-container" "blob-connection-string" "vcs-tokens" "vcs-netrc" "vcs-ssh-key" "vcs-ssh-passphrase" "vcs-known-hosts" "otlp-endpoint" "otlp-headers" "trace-sample" "webhook-secret" "cache-max-bytes" "inflight-max-bytes" }}
+{{- range list "role" "listen" "storage-listen" "crawler-listen" "data-dir" "cache-dir" "store" "storage-url" "crawler-url" "internal-token" "network-mode" "drain-delay" "drain-timeout" "require-header" "cosmos-endpoint" "cosmos-key" "cosmos-connection-string" "cosmos-database" "cosmos-regions" "cosmos-background-units" "blob-endpoint" "blob-container" "blob-connection-string" "vcs-tokens" "vcs-netrc" "vcs-ssh-key" "vcs-ssh-passphrase" "vcs-known-hosts" "otlp-endpoint" "otlp-headers" "trace-sample" "webhook-secret" "cache-max-bytes" "inflight-max-bytes" }}
 {{- if hasKey $v.settings . }}{{ fail (printf "settings: %s is set by the chart, from a value of its own" .) }}{{ end }}
 {{- end }}
 {{- range list "upstream" "private" "sumdb" }}
@@ -15,7 +15,10 @@
 {{- if and (not $v.store.existingSecret) (not $v.storage.serviceAccount.name) (not (index (default dict $v.storage.serviceAccount.annotations) "azure.workload.identity/client-id")) }}
 {{- fail "store.type is cosmos without store.existingSecret: storage.serviceAccount.annotations needs azure.workload.identity/client-id, or storage.serviceAccount.name an account that has it" }}
 {{- end }}
+{{- $units := int $v.store.cosmos.backgroundUnits }}
+{{- if and $units (lt $units (int $v.storage.replicas)) }}{{ fail (printf "store.cosmos.backgroundUnits is %d, for %d storage replicas together: each needs one or more" $units (int $v.storage.replicas)) }}{{ end }}
 {{- else }}
+{{- if $v.store.cosmos.backgroundUnits }}{{ fail (printf "store.cosmos.backgroundUnits is set, but store.type is %s" $v.store.type) }}{{ end }}
 {{- if $v.store.cosmos.endpoint }}{{ fail (printf "store.cosmos.endpoint is set, but store.type is %s" $v.store.type) }}{{ end }}
 {{- if $v.store.blob.endpoint }}{{ fail (printf "store.blob.endpoint is set, but store.type is %s: zips go to Blob Storage with store.type=cosmos only" $v.store.type) }}{{ end }}
 {{- if $v.store.existingSecret }}{{ fail (printf "store.existingSecret is set, but store.type %s has no credentials" $v.store.type) }}{{ end }}
