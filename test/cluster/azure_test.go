@@ -79,7 +79,8 @@ func azure(t *testing.T, sets []string, sumdb string) {
 	command(t, "go", "build", "-o", binary, "../..")
 	t.Log(command(t, binary, "storage", "init", "--store=cosmos", "--cosmos-endpoint="+endpoint, "--cosmos-key="+testazure.CosmosKey, "--blob-connection-string="+connection))
 	kubectl(t, "create", "secret", "generic", "azure", "--from-literal=cosmos-key="+testazure.CosmosKey, "--from-literal=blob-connection-string="+connection)
-	install(t, append(sets, "store.type=cosmos", "store.cosmos.endpoint="+endpoint, "store.existingSecret=azure"), "--set", "storage.replicas=2")
+	install(t, append(sets, "store.type=cosmos", "store.cosmos.endpoint="+endpoint, "store.existingSecret=azure", to("storage", 18082)), "--set", "storage.replicas=2")
+	egress(t, "storage", dns, "18081 >", "18082 > "+node+"/32")
 	eventually(t, "ingress", 30*time.Second, func() bool { return status(ingress+"/healthz") == 200 })
 
 	command(t, "varnishadm", "-n", filepath.Join(scratch, "ingress", "varnish"), "ban", "req.url ~ .")

@@ -71,6 +71,12 @@ that is given is known. */}}
 {{ default (printf "%s-%s" (include "athensctl.fullname" $root) $role) (index $root.Values $role).serviceAccount.name }}
 {{- end }}
 
+{{/* The port of a URL. */}}
+{{- define "athensctl.port" -}}
+{{- $url := urlParse . }}
+{{- default (eq $url.scheme "http" | ternary "80" "443") (regexFind ":[0-9]+$" $url.host | trimPrefix ":") }}
+{{- end }}
+
 {{/* A quantity as text. A whole number of a values file is a float64 here: 8.589934592e+09. */}}
 {{- define "athensctl.quantity" -}}
 {{ if kindIs "float64" . }}{{ printf "%.0f" . }}{{ else }}{{ . }}{{ end }}

@@ -49,6 +49,9 @@
 {{- if and (eq $v.networkMode "offline") $v.vcs.existingSecret }}{{ fail "networkMode is offline: nobody would ask the git hosts of vcs.existingSecret" }}{{ end }}
 {{- if and (eq $v.networkMode "offline") $v.webhook.existingSecret }}{{ fail "networkMode is offline: nobody would bring in what the pushes of webhook.existingSecret tell of" }}{{ end }}
 {{- if and (eq $v.networkMode "offline") $v.networkPolicy.crawlerTo }}{{ fail "networkMode is offline: there is no crawler for networkPolicy.crawlerTo" }}{{ end }}
+{{- if and $v.networkPolicy.enabled (not $v.networkPolicy.dnsTo) }}{{ fail "networkPolicy.dnsTo is empty: no pod could resolve a name" }}{{ end }}
+{{- if and (ne $v.store.type "cosmos") $v.networkPolicy.storageTo }}{{ fail (printf "networkPolicy.storageTo is set, but store.type is %s: storage asks nobody" $v.store.type) }}{{ end }}
+{{- if and (not $v.networkPolicy.enabled) $v.networkPolicy.storageTo }}{{ fail "networkPolicy.storageTo is set, but networkPolicy is not enabled: nothing is forbidden" }}{{ end }}
 {{- if and (not $v.networkPolicy.enabled) $v.networkPolicy.crawlerTo }}{{ fail "networkPolicy.crawlerTo is set, but networkPolicy is not enabled: nothing is forbidden" }}{{ end }}
 {{- if and (ne $v.networkMode "offline") (eq (int $v.crawler.replicas) 0) (not $v.crawler.keda.enabled) }}{{ fail "crawler.replicas is 0: nobody would bring in what is not kept; if that is meant, networkMode=offline says so" }}{{ end }}
 {{- if eq (int $v.storage.replicas) 0 }}{{ fail "storage.replicas is 0: nothing could be answered" }}{{ end }}
