@@ -41,6 +41,7 @@
 {{- end }}
 {{- with $v.crawler.keda }}
 {{- if and .enabled (not .prometheus) }}{{ fail "crawler.keda is enabled: crawler.keda.prometheus is needed, the URL of a Prometheus that has athensctl_queue_jobs" }}{{ end }}
+{{- if and (not .enabled) .authenticationRef.name }}{{ fail "crawler.keda.authenticationRef is set, but crawler.keda is not enabled" }}{{ end }}
 {{- if and .enabled (lt (int .minReplicas) 1) }}{{ fail "crawler.keda.minReplicas is 0: the queue is filled by crawlers, so that with none of them it never gets longer, and none would be started" }}{{ end }}
 {{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) }}{{ fail (printf "crawler.keda: minReplicas %d is above maxReplicas %d" (int .minReplicas) (int .maxReplicas)) }}{{ end }}
 {{- end }}
