@@ -299,6 +299,40 @@ func helmTest(t *testing.T) {
 	t.Fatalf("helm test: %v: %s", err, out)
 }
 
+// inNamespace is what is in the namespace, of whatever kind, in order: but for events, and
+// what Kubernetes puts into each namespace.
+func inNamespace(t *testing.T) (names []string) {
+	t.Helper()
+	kinds := slices.DeleteFunc(strings.Fields(kubectl(t, "api-resources", "--verbs=list", "--namespaced", "-o", "name")), func(kind string) bool {
+		return kind == "events" || kind == "events.events.k8s.io"
+	})
+	if len(kinds) < 25 || !slices.Contains(kinds, "scaledobjects.keda.sh") {
+		t.Fatalf("kinds of the cluster: %v", kinds)
+	}
+	names = strings.Fields(kubectl(t, "get", strings.Join(kinds, ","), "-o", "name"))
+	names = slices.DeleteFunc(names, func(name string) bool {
+		return name == "serviceaccount/default" || name == "configmap/kube-root-ca.crt"
+	})
+	slices.Sort(names)
+	return names
+}
+
+// left fails unless these are soon all that is in the namespace.
+func left(t *testing.T, what string, want []string) {
+	t.Helper()
+	slices.Sort(want)
+	var got []string
+	defer func() {
+		if !slices.Equal(got, want) {
+			t.Logf("in the namespace are %q, want %q", got, want)
+		}
+	}()
+	eventually(t, what, time.Minute, func() bool {
+		got = inNamespace(t)
+		return slices.Equal(got, want)
+	})
+}
+
 func TestCluster(t *testing.T) {
 	command(t, "kubectl", "create", "namespace", namespace)
 	command(t, "kubectl", "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/warn=restricted")
@@ -334,6 +368,7 @@ func TestCluster(t *testing.T) {
 		}
 	}
 
+	before := inNamespace(t)
 	install(t, sets)
 	egress(t, "proxy", dns, "http > storage", "http > crawler")
 	egress(t, "storage", dns)
@@ -352,10 +387,7 @@ func TestCluster(t *testing.T) {
 		t.Error("the token has changed with an upgrade")
 	}
 	helm(t, "uninstall", "site", "--wait", "--timeout", "2m")
-	eventually(t, "uninstall leaves nothing but the volume", time.Minute, func() bool {
-		left := strings.Fields(kubectl(t, "get", "all,configmap,secret,serviceaccount,pvc,networkpolicy,poddisruptionbudget,ingress", "-l", "app.kubernetes.io/instance=site", "-o", "name"))
-		return len(left) == 1 && strings.HasPrefix(left[0], "persistentvolumeclaim/")
-	})
+	left(t, "uninstall leaves nothing but the volume", append(before, "persistentvolumeclaim/site-athensctl-storage"))
 	t.Run("Upgrade", func(t *testing.T) { fromPrevious(t, sets) })
 	t.Run("Azure", func(t *testing.T) { azure(t, sets, sumdb) })
 }
@@ -368,6 +400,7 @@ func fromPrevious(t *testing.T, sets []string) {
 		t.Fatalf("want one chart in testdata: %v, %v", files, err)
 	}
 	older := slices.DeleteFunc(slices.Clone(sets), func(s string) bool { return strings.HasPrefix(s, "networkPolicy.") }) // it does not know them
+	before := inNamespace(t)
 	helm(t, append([]string{"install", "site", files[0], "--wait", "--timeout", "3m"}, args(older)...)...)
 	token := kubectl(t, "get", "secret", "site-athensctl-token", "-o", "jsonpath={.data.token}")
 	eventually(t, "ingress", 30*time.Second, func() bool { return status(ingress+"/healthz") == 200 })
@@ -392,4 +425,5 @@ func fromPrevious(t *testing.T, sets []string) {
 	}
 	helmTest(t)
 	helm(t, "uninstall", "site", "--wait", "--timeout", "2m")
+	left(t, "uninstall after an upgrade leaves nothing but the volume", before)
 }
