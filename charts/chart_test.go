@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -276,6 +277,111 @@ func TestMemoryLimit(t *testing.T) {
 		}
 		if !strings.Contains(text, "GOMEMLIMIT, value: "+want) {
 			t.Errorf("limit %s: want GOMEMLIMIT %s; %v", limit, want, regexp.MustCompile("GOMEMLIMIT, value: .*").FindAllString(text, -1))
+		}
+	}
+}
+
+// A container has the processors of its CPU limit, and nine tenths of its memory limit. What
+// limits.cpu is in a container's environment the kubelet works out: rounded up to the
+// divisor, and what the node has for pods where there is no limit.
+// Source: https://kubernetes.io/docs/concepts/workloads/pods/downward-api/, and
+// convertResourceCPUToString in k8s.io/kubernetes/pkg/api/v1/resource. test/cluster looks at
+// what processes have.
+func TestProcessors(t *testing.T) {
+	values := filepath.Join(t.TempDir(), "values.yaml")
+	limits := "{resources: {requests: {cpu: 100m}, limits: {cpu: 1500m, memory: 1Gi}}}"
+	if err := os.WriteFile(values, []byte("proxy: "+limits+"\nstorage: "+limits+"\ncrawler: "+limits+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for limit, args := range map[any][]string{"1500m": {"-f", values}, nil: nil} {
+		text, err := render(t, args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := 0
+		for _, o := range objects(t, text) {
+			if o["kind"] != "Deployment" {
+				continue
+			}
+			seen++
+			container := at(o, "spec", "template", "spec", "containers", 0)
+			has := map[any]any{}
+			env, _ := at(container, "env").([]any)
+			for _, e := range env {
+				has[at(e, "name")] = at(e, "value")
+				if field := at(e, "valueFrom", "resourceFieldRef"); field != nil {
+					has[at(e, "name")] = field
+				}
+			}
+			if got := at(container, "resources", "limits", "cpu"); got != limit {
+				t.Errorf("%v: limits.cpu is %v, want %v", at(o, "metadata", "name"), got, limit)
+			}
+			if want := (object{"resource": "limits.cpu", "divisor": "1"}); !reflect.DeepEqual(has["GOMAXPROCS"], want) {
+				t.Errorf("%v: GOMAXPROCS is %v, want %v", at(o, "metadata", "name"), has["GOMAXPROCS"], want)
+			}
+			want := "460MiB" // of the default, 512Mi
+			if limit != nil {
+				want = "921MiB"
+			}
+			if has["GOMEMLIMIT"] != want {
+				t.Errorf("%v: GOMEMLIMIT is %v, want %s", at(o, "metadata", "name"), has["GOMEMLIMIT"], want)
+			}
+		}
+		if seen != 3 {
+			t.Errorf("%d deployments", seen)
+		}
+	}
+}
+
+// KEDA logs in to a Prometheus where it is told how.
+func TestKEDA(t *testing.T) {
+	for sets, want := range map[string]any{
+		"":                                       nil,
+		",crawler.keda.authenticationRef.name=a": object{"name": "a", "kind": "TriggerAuthentication"},
+		",crawler.keda.authenticationRef.name=a,crawler.keda.authenticationRef.kind=ClusterTriggerAuthentication": object{"name": "a", "kind": "ClusterTriggerAuthentication"},
+	} {
+		text, err := render(t, "--set", "crawler.keda.enabled=true,crawler.keda.prometheus=https://prometheus.example.com"+sets, "--show-only", "templates/scaling.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, err := conform(t, text); err != nil {
+			t.Errorf("kubeconform: %s", out)
+		}
+		seen := false
+		for _, o := range objects(t, text) {
+			if o["kind"] == "ScaledObject" {
+				seen = true
+				if got := at(o, "spec", "triggers", 0, "authenticationRef"); !reflect.DeepEqual(got, want) {
+					t.Errorf("%s: authenticationRef is %v, want %v", sets, got, want)
+				}
+				if got := at(o, "spec", "triggers", 0, "metadata", "serverAddress"); got != "https://prometheus.example.com" {
+					t.Errorf("%s: asks %v", sets, got)
+				}
+			}
+		}
+		if !seen {
+			t.Errorf("%s: no ScaledObject", sets)
+		}
+	}
+}
+
+// What is fetched ahead of demand has a bound, of which each storage replica gets its part.
+func TestBackgroundUnits(t *testing.T) {
+	for set, want := range map[string]string{
+		"storage.replicas=3": "cosmos-background-units: 666", "storage.replicas=2": "cosmos-background-units: 1000",
+		"store.cosmos.backgroundUnits=20000": "cosmos-background-units: 6666", "store.cosmos.backgroundUnits=0": "",
+	} {
+		text, err := render(t, "-f", chart+"/ci/aks-values.yaml", "--set", set, "--show-only", "templates/config.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects(t, text) {
+			for role, config := range map[string]any{"storage": at(o, "data", "storage.yaml"), "proxy": at(o, "data", "proxy.yaml"), "crawler": at(o, "data", "crawler.yaml")} {
+				got := regexp.MustCompile("cosmos-background-units: .*").FindString(fmt.Sprint(config))
+				if o["kind"] == "ConfigMap" && (role == "storage" && got != want || role != "storage" && got != "") {
+					t.Errorf("--set %s: %s has %q, want %q for storage alone", set, role, got, want)
+				}
+			}
 		}
 	}
 }

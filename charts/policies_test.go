@@ -60,7 +60,7 @@ func rule(r any, key string) string {
 // every address that is left out.
 func TestNetworkPolicies(t *testing.T) {
 	const (
-		dns      = "53/UDP 53/TCP > anywhere"
+		dns      = "53/UDP 53/TCP > map[matchLabels:map[kubernetes.io/metadata.name:kube-system]] map[matchLabels:map[k8s-app:kube-dns]]"
 		internet = "443 80 22 > 0.0.0.0/0 but 169.254.0.0/16, ::/0 but fe80::/10"
 		traces   = "4318 > map[matchLabels:map[kubernetes.io/metadata.name:monitoring]] map[matchLabels:map[app.kubernetes.io/name:opentelemetry-collector]]"
 		anybody  = "http > anywhere"
@@ -82,18 +82,43 @@ func TestNetworkPolicies(t *testing.T) {
 	sites := sites(t)
 	sites["crawlerTo"] = []string{"--set", "networkPolicy.crawlerTo[0].ports[0].port=7999,networkPolicy.crawlerTo[0].ports[1].port=8443,networkPolicy.crawlerTo[0].to[0].ipBlock.cidr=10.1.2.3/32"}
 	sites["proxyFrom"] = []string{"--set", "networkPolicy.proxyFrom[0].namespaceSelector.matchLabels.name=entrance"}
+	// Storage reaches the ports of what it is told, whatever they are; where a Secret may say
+	// more, the one that Azure has, or what storageTo says.
+	asked := map[string][2]string{
+		"identity":     {"store.cosmos.endpoint=https://a.example.com," + `storage.serviceAccount.annotations.azure\.workload\.identity/client-id=x`, "443 > anywhere"},
+		"other ports":  {"store.cosmos.endpoint=http://10.1.2.3:8081/,store.blob.endpoint=http://10.1.2.3:10000/account," + `storage.serviceAccount.annotations.azure\.workload\.identity/client-id=x`, "443 8081 10000 > anywhere"},
+		"IPv6":         {"store.cosmos.endpoint=http://[fd00::1]:8081,store.blob.endpoint=http://[fd00::1],store.existingSecret=s", "443 8081 80 > anywhere"},
+		"Secret alone": {"store.existingSecret=s", "443 > anywhere"},
+		"Secret, which leads elsewhere": {"store.existingSecret=s,networkPolicy.storageTo[0].to[0].ipBlock.cidr=10.1.2.3/32,networkPolicy.storageTo[0].ports[0].port=10000",
+			"10000 > 10.1.2.3/32"},
+		"Secret and another port": {"store.existingSecret=s,store.cosmos.endpoint=http://10.1.2.3:8081,networkPolicy.storageTo[0].to[0].ipBlock.cidr=10.1.2.3/32,networkPolicy.storageTo[0].ports[0].port=10000",
+			"8081 > anywhere; 10000 > 10.1.2.3/32"},
+		"identity and more": {"store.cosmos.endpoint=https://a.example.com,networkPolicy.storageTo[0].to[0].ipBlock.cidr=10.1.2.3/32," + `storage.serviceAccount.annotations.azure\.workload\.identity/client-id=x`,
+			"443 > anywhere; all ports > 10.1.2.3/32"},
+	}
+	wants := map[string]table{}
+	for name, c := range asked {
+		sites[name] = []string{"--set", "store.type=cosmos," + c[0]}
+		wants[name] = maps.Clone(plain)
+		wants[name]["storage"] += "; " + c[1]
+	}
+	sites["dnsTo"] = []string{"--set-json", `networkPolicy.dnsTo=[{"to":[{"ipBlock":{"cidr":"169.254.20.10/32"}}],"ports":[{"port":53,"protocol":"UDP"},{"port":5353}]}]`}
+	wants["dnsTo"] = maps.Clone(plain)
+	for _, role := range []string{"proxy", "storage", "crawler"} {
+		wants["dnsTo"][role] = strings.Replace(plain[role], dns, "53/UDP 5353 > 169.254.20.10/32", 1)
+	}
 	to := maps.Clone(plain)
 	to["crawler"] += "; 7999 8443 > 10.1.2.3/32"
 	from := maps.Clone(plain)
 	from["proxy from"] = "http > map[matchLabels:map[name:entrance]], test"
-	wants := map[string]table{
+	maps.Copy(wants, map[string]table{
 		"default": plain, "laptop": plain, "private": plain, "crawlerTo": to, "proxyFrom": from,
 		"operators": watched(roles([3]string{dns + "; http > storage; http > crawler; " + traces, dns + "; " + traces, dns + "; http > storage; " + traces + "; " + internet},
 			[3]string{anybody, "http > crawler, proxy", "http > proxy"}), "map[matchLabels:map[kubernetes.io/metadata.name:monitoring]]"),
 		"aks": watched(roles([3]string{dns + "; http > storage; http > crawler", dns + "; 443 > anywhere", dns + "; http > storage; " + internet},
 			[3]string{anybody, "http > crawler, proxy", "http > proxy"}), "map[matchLabels:map[kubernetes.io/metadata.name:kube-system]]"),
 		"airgapped": {"proxy": dns + "; http > storage", "storage": dns, "proxy from": anybody, "storage from": "http > proxy"},
-	}
+	})
 	for name, args := range sites {
 		text, err := render(t, args...)
 		if err != nil {

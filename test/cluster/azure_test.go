@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"encoding/base64"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +12,10 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -79,7 +84,9 @@ func azure(t *testing.T, sets []string, sumdb string) {
 	command(t, "go", "build", "-o", binary, "../..")
 	t.Log(command(t, binary, "storage", "init", "--store=cosmos", "--cosmos-endpoint="+endpoint, "--cosmos-key="+testazure.CosmosKey, "--blob-connection-string="+connection))
 	kubectl(t, "create", "secret", "generic", "azure", "--from-literal=cosmos-key="+testazure.CosmosKey, "--from-literal=blob-connection-string="+connection)
-	install(t, append(sets, "store.type=cosmos", "store.cosmos.endpoint="+endpoint, "store.existingSecret=azure"), "--set", "storage.replicas=2")
+	before := inNamespace(t)
+	install(t, append(sets, "storage.resources.limits.cpu=750m", "store.type=cosmos", "store.cosmos.endpoint="+endpoint, "store.existingSecret=azure", to("storage", 18082)), "--set", "storage.replicas=2")
+	egress(t, "storage", dns, "18081 >", "18082 > "+node+"/32")
 	eventually(t, "ingress", 30*time.Second, func() bool { return status(ingress+"/healthz") == 200 })
 
 	command(t, "varnishadm", "-n", filepath.Join(scratch, "ingress", "varnish"), "ban", "req.url ~ .")
@@ -138,5 +145,24 @@ func azure(t *testing.T, sets []string, sumdb string) {
 		}
 		c.mu.Unlock()
 	}
+	// The processors of a limit are rounded up; without one there are those of the node.
+	for role, want := range map[string]string{"storage": "1", "crawler": strconv.Itoa(runtime.NumCPU())} {
+		for _, uid := range strings.Fields(kubectl(t, "get", "pods", "-l", "app.kubernetes.io/component="+role, "-o", "jsonpath={.items[*].metadata.uid}")) {
+			found := processes(t, uid)
+			if len(found) != 1 {
+				t.Errorf("%d processes of %s", len(found), role)
+			}
+			for pid := range found {
+				environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !slices.Contains(strings.Split(string(environ), "\x00"), "GOMAXPROCS="+want) {
+					t.Errorf("%s has no GOMAXPROCS=%s: %q", role, want, regexp.MustCompile("GOMAXPROCS=[^\x00]*").FindString(string(environ)))
+				}
+			}
+		}
+	}
 	helm(t, "uninstall", "site", "--wait", "--timeout", "2m")
+	left(t, "uninstall leaves nothing", before)
 }

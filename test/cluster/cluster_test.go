@@ -7,12 +7,14 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,6 +27,7 @@ const (
 	namespace = "modules"
 	ingress   = "http://127.0.0.1:18000" // nginx, as an ingress controller
 	cdn       = "http://127.0.0.1:18001" // varnish, as a CDN
+	dns       = "53 53 > " + node + "/32"
 )
 
 var scratch, chart = os.Getenv("CLUSTER_DIR"), "../../charts/athensctl"
@@ -130,6 +133,9 @@ func startUpstream(t *testing.T) (sets []string, url, sumdb string) {
 	return []string{
 		"image.repository=localhost/athensctl", "image.tag=dev", "image.pullPolicy=Never", "upstream=" + url, "sumdb=" + sumdb,
 		"test.module=golang.org/x/mod@" + version(t, "golang.org/x/mod"),
+		// What a network that enforces NetworkPolicies has to let through here.
+		`networkPolicy.dnsTo=[{"to":[{"ipBlock":{"cidr":"` + node + `/32"}}],"ports":[{"port":53,"protocol":"UDP"},{"port":53,"protocol":"TCP"}]}]`,
+		to("crawler", 18080),
 	}, url, sumdb
 }
 
@@ -138,11 +144,56 @@ func version(t *testing.T, path string) string {
 	return strings.TrimSpace(command(t, "go", "list", "-m", "-f", "{{.Version}}", path))
 }
 
+// args are Helm's flags for values: those that are lists in JSON, and text.
 func args(sets []string, more ...string) (list []string) {
 	for _, s := range append(append([]string{}, sets...), more...) {
-		list = append(list, "--set-string", strings.ReplaceAll(s, ",", "\\,"))
+		if strings.Contains(s, "=[") {
+			list = append(list, "--set-json", s)
+		} else {
+			list = append(list, "--set-string", strings.ReplaceAll(s, ",", "\\,"))
+		}
 	}
 	return list
+}
+
+// to is the value that lets a role reach a port of this host.
+func to(role string, port int) string {
+	return fmt.Sprintf(`networkPolicy.%sTo=[{"to":[{"ipBlock":{"cidr":"%s/32"}}],"ports":[{"port":%d}]}]`, role, node, port)
+}
+
+// egress fails unless the policy of a role, as the API server has it, lets its pods reach
+// these and nothing else. Nothing here enforces it: what is used is said by what runs.
+func egress(t *testing.T, role string, want ...string) {
+	t.Helper()
+	var policy struct {
+		Spec struct {
+			Egress []struct {
+				Ports []struct{ Port any }
+				To    []struct {
+					IPBlock     struct{ CIDR string }
+					PodSelector struct{ MatchLabels map[string]string }
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(kubectl(t, "get", "networkpolicy", "site-athensctl-"+role, "-o", "json")), &policy); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, rule := range policy.Spec.Egress {
+		var line []string
+		for _, p := range rule.Ports {
+			line = append(line, fmt.Sprint(p.Port))
+		}
+		line = append(line, ">")
+		for _, peer := range rule.To {
+			line = append(line, peer.IPBlock.CIDR+peer.PodSelector.MatchLabels["app.kubernetes.io/component"])
+		}
+		got = append(got, strings.Join(line, " "))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%s may reach %q, want %q", role, got, want)
+	}
 }
 
 // startIngress runs nginx as an ingress controller does: its backends are the ready
@@ -248,6 +299,40 @@ func helmTest(t *testing.T) {
 	t.Fatalf("helm test: %v: %s", err, out)
 }
 
+// inNamespace is what is in the namespace, of whatever kind, in order: but for events, and
+// what Kubernetes puts into each namespace.
+func inNamespace(t *testing.T) (names []string) {
+	t.Helper()
+	kinds := slices.DeleteFunc(strings.Fields(kubectl(t, "api-resources", "--verbs=list", "--namespaced", "-o", "name")), func(kind string) bool {
+		return kind == "events" || kind == "events.events.k8s.io"
+	})
+	if len(kinds) < 25 || !slices.Contains(kinds, "scaledobjects.keda.sh") {
+		t.Fatalf("kinds of the cluster: %v", kinds)
+	}
+	names = strings.Fields(kubectl(t, "get", strings.Join(kinds, ","), "-o", "name"))
+	names = slices.DeleteFunc(names, func(name string) bool {
+		return name == "serviceaccount/default" || name == "configmap/kube-root-ca.crt"
+	})
+	slices.Sort(names)
+	return names
+}
+
+// left fails unless these are soon all that is in the namespace.
+func left(t *testing.T, what string, want []string) {
+	t.Helper()
+	slices.Sort(want)
+	var got []string
+	defer func() {
+		if !slices.Equal(got, want) {
+			t.Logf("in the namespace are %q, want %q", got, want)
+		}
+	}()
+	eventually(t, what, time.Minute, func() bool {
+		got = inNamespace(t)
+		return slices.Equal(got, want)
+	})
+}
+
 func TestCluster(t *testing.T) {
 	command(t, "kubectl", "create", "namespace", namespace)
 	command(t, "kubectl", "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/warn=restricted")
@@ -283,7 +368,11 @@ func TestCluster(t *testing.T) {
 		}
 	}
 
+	before := inNamespace(t)
 	install(t, sets)
+	egress(t, "proxy", dns, "http > storage", "http > crawler")
+	egress(t, "storage", dns)
+	egress(t, "crawler", dns, "http > storage", "443 80 22 > 0.0.0.0/0 ::/0", "18080 > "+node+"/32")
 	token := kubectl(t, "get", "secret", "site-athensctl-token", "-o", "jsonpath={.data.token}")
 	startIngress(t, "site-athensctl")
 	for _, through := range []string{ingress, cdn} {
@@ -298,10 +387,7 @@ func TestCluster(t *testing.T) {
 		t.Error("the token has changed with an upgrade")
 	}
 	helm(t, "uninstall", "site", "--wait", "--timeout", "2m")
-	eventually(t, "uninstall leaves nothing but the volume", time.Minute, func() bool {
-		left := strings.Fields(kubectl(t, "get", "all,configmap,secret,serviceaccount,pvc,networkpolicy,poddisruptionbudget,ingress", "-l", "app.kubernetes.io/instance=site", "-o", "name"))
-		return len(left) == 1 && strings.HasPrefix(left[0], "persistentvolumeclaim/")
-	})
+	left(t, "uninstall leaves nothing but the volume", append(before, "persistentvolumeclaim/site-athensctl-storage"))
 	t.Run("Upgrade", func(t *testing.T) { fromPrevious(t, sets) })
 	t.Run("Azure", func(t *testing.T) { azure(t, sets, sumdb) })
 }
@@ -313,7 +399,9 @@ func fromPrevious(t *testing.T, sets []string) {
 	if err != nil || len(files) != 1 {
 		t.Fatalf("want one chart in testdata: %v, %v", files, err)
 	}
-	helm(t, append([]string{"install", "site", files[0], "--wait", "--timeout", "3m"}, args(sets)...)...)
+	older := slices.DeleteFunc(slices.Clone(sets), func(s string) bool { return strings.HasPrefix(s, "networkPolicy.") }) // it does not know them
+	before := inNamespace(t)
+	helm(t, append([]string{"install", "site", files[0], "--wait", "--timeout", "3m"}, args(older)...)...)
 	token := kubectl(t, "get", "secret", "site-athensctl-token", "-o", "jsonpath={.data.token}")
 	eventually(t, "ingress", 30*time.Second, func() bool { return status(ingress+"/healthz") == 200 })
 	var paths []string
@@ -337,4 +425,5 @@ func fromPrevious(t *testing.T, sets []string) {
 	}
 	helmTest(t)
 	helm(t, "uninstall", "site", "--wait", "--timeout", "2m")
+	left(t, "uninstall after an upgrade leaves nothing but the volume", before)
 }

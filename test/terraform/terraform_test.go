@@ -559,6 +559,14 @@ func TestHelmValues(t *testing.T) {
 				config["cosmos-endpoint"] != "https://site.documents.azure.com:443" || config["blob-endpoint"] != "https://site.blob.core.windows.net" {
 				t.Errorf("%s: storage has %v", what, config)
 			}
+			// Of half the throughput each replica has its part.
+			units, replicas := 2500, at(storage, "spec", "replicas").(int)
+			if a, _ := site.ofType(t, "azurerm_cosmosdb_sql_database")[0].Values["autoscale_settings"].([]any); len(a) > 0 {
+				units = int(at(a, 0, "max_throughput").(float64)) / 2
+			}
+			if got := config["cosmos-background-units"]; got != units/replicas {
+				t.Errorf("%s: each of %d storage replicas spends %v units ahead of demand; the throughput's half is %d", what, replicas, got, units)
+			}
 			var regions []any
 			for _, g := range site.ofType(t, "azurerm_cosmosdb_account")[0].Values["geo_location"].([]any) {
 				regions = append(regions, at(g, "location"))

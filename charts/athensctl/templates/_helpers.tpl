@@ -71,6 +71,12 @@ that is given is known. */}}
 {{ default (printf "%s-%s" (include "athensctl.fullname" $root) $role) (index $root.Values $role).serviceAccount.name }}
 {{- end }}
 
+{{/* The port of a URL. */}}
+{{- define "athensctl.port" -}}
+{{- $url := urlParse . }}
+{{- default (eq $url.scheme "http" | ternary "80" "443") (regexFind ":[0-9]+$" $url.host | trimPrefix ":") }}
+{{- end }}
+
 {{/* A quantity as text. A whole number of a values file is a float64 here: 8.589934592e+09. */}}
 {{- define "athensctl.quantity" -}}
 {{ if kindIs "float64" . }}{{ printf "%.0f" . }}{{ else }}{{ . }}{{ end }}
@@ -101,6 +107,7 @@ that is given is known. */}}
 {{- $_ := set $c "cosmos-database" $v.store.cosmos.database }}
 {{- with $v.store.cosmos.endpoint }}{{ $_ := set $c "cosmos-endpoint" . }}{{ end }}
 {{- with $v.store.cosmos.regions }}{{ $_ := set $c "cosmos-regions" . }}{{ end }}
+{{- with int $v.store.cosmos.backgroundUnits }}{{ $_ := set $c "cosmos-background-units" (div . (int $v.storage.replicas)) }}{{ end }}
 {{- with $v.store.blob.endpoint }}{{ $_ := set $c "blob-endpoint" . }}{{ end }}
 {{- $_ := set $c "blob-container" $v.store.blob.container }}
 {{- end }}

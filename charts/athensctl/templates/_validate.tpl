@@ -1,7 +1,7 @@
 {{/* Combinations that can't work, each with a sentence that says why. */}}
 {{- define "athensctl.validate" -}}
 {{- $v := .Values }}
-{{- range list "role" "listen" "storage-listen" "crawler-listen" "data-dir" "cache-dir" "store" "storage-url" "crawler-url" "internal-token" "network-mode" "drain-delay" "drain-timeout" "require-header" "cosmos-endpoint" "cosmos-key" "cosmos-connection-string" "cosmos-database" "cosmos-regions" "blob-endpoint" "blob-container" "blob-connection-string" "vcs-tokens" "vcs-netrc" "vcs-ssh-key" "vcs-ssh-passphrase" "vcs-known-hosts" "otlp-endpoint" "otlp-headers" "trace-sample" "webhook-secret" "cache-max-bytes" "inflight-max-bytes" }}
+{{- range list "role" "listen" "storage-listen" "crawler-listen" "data-dir" "cache-dir" "store" "storage-url" "crawler-url" "internal-token" "network-mode" "drain-delay" "drain-timeout" "require-header" "cosmos-endpoint" "cosmos-key" "cosmos-connection-string" "cosmos-database" "cosmos-regions" "cosmos-background-units" "blob-endpoint" "blob-container" "blob-connection-string" "vcs-tokens" "vcs-netrc" "vcs-ssh-key" "vcs-ssh-passphrase" "vcs-known-hosts" "otlp-endpoint" "otlp-headers" "trace-sample" "webhook-secret" "cache-max-bytes" "inflight-max-bytes" }}
 {{- if hasKey $v.settings . }}{{ fail (printf "settings: %s is set by the chart, from a value of its own" .) }}{{ end }}
 {{- end }}
 {{- range list "upstream" "private" "sumdb" }}
@@ -15,7 +15,10 @@
 {{- if and (not $v.store.existingSecret) (not $v.storage.serviceAccount.name) (not (index (default dict $v.storage.serviceAccount.annotations) "azure.workload.identity/client-id")) }}
 {{- fail "store.type is cosmos without store.existingSecret: storage.serviceAccount.annotations needs azure.workload.identity/client-id, or storage.serviceAccount.name an account that has it" }}
 {{- end }}
+{{- $units := int $v.store.cosmos.backgroundUnits }}
+{{- if and $units (lt $units (int $v.storage.replicas)) }}{{ fail (printf "store.cosmos.backgroundUnits is %d, for %d storage replicas together: each needs one or more" $units (int $v.storage.replicas)) }}{{ end }}
 {{- else }}
+{{- if $v.store.cosmos.backgroundUnits }}{{ fail (printf "store.cosmos.backgroundUnits is set, but store.type is %s" $v.store.type) }}{{ end }}
 {{- if $v.store.cosmos.endpoint }}{{ fail (printf "store.cosmos.endpoint is set, but store.type is %s" $v.store.type) }}{{ end }}
 {{- if $v.store.blob.endpoint }}{{ fail (printf "store.blob.endpoint is set, but store.type is %s: zips go to Blob Storage with store.type=cosmos only" $v.store.type) }}{{ end }}
 {{- if $v.store.existingSecret }}{{ fail (printf "store.existingSecret is set, but store.type %s has no credentials" $v.store.type) }}{{ end }}
@@ -38,6 +41,7 @@
 {{- end }}
 {{- with $v.crawler.keda }}
 {{- if and .enabled (not .prometheus) }}{{ fail "crawler.keda is enabled: crawler.keda.prometheus is needed, the URL of a Prometheus that has athensctl_queue_jobs" }}{{ end }}
+{{- if and (not .enabled) .authenticationRef.name }}{{ fail "crawler.keda.authenticationRef is set, but crawler.keda is not enabled" }}{{ end }}
 {{- if and .enabled (lt (int .minReplicas) 1) }}{{ fail "crawler.keda.minReplicas is 0: the queue is filled by crawlers, so that with none of them it never gets longer, and none would be started" }}{{ end }}
 {{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) }}{{ fail (printf "crawler.keda: minReplicas %d is above maxReplicas %d" (int .minReplicas) (int .maxReplicas)) }}{{ end }}
 {{- end }}
@@ -46,6 +50,9 @@
 {{- if and (eq $v.networkMode "offline") $v.vcs.existingSecret }}{{ fail "networkMode is offline: nobody would ask the git hosts of vcs.existingSecret" }}{{ end }}
 {{- if and (eq $v.networkMode "offline") $v.webhook.existingSecret }}{{ fail "networkMode is offline: nobody would bring in what the pushes of webhook.existingSecret tell of" }}{{ end }}
 {{- if and (eq $v.networkMode "offline") $v.networkPolicy.crawlerTo }}{{ fail "networkMode is offline: there is no crawler for networkPolicy.crawlerTo" }}{{ end }}
+{{- if and $v.networkPolicy.enabled (not $v.networkPolicy.dnsTo) }}{{ fail "networkPolicy.dnsTo is empty: no pod could resolve a name" }}{{ end }}
+{{- if and (ne $v.store.type "cosmos") $v.networkPolicy.storageTo }}{{ fail (printf "networkPolicy.storageTo is set, but store.type is %s: storage asks nobody" $v.store.type) }}{{ end }}
+{{- if and (not $v.networkPolicy.enabled) $v.networkPolicy.storageTo }}{{ fail "networkPolicy.storageTo is set, but networkPolicy is not enabled: nothing is forbidden" }}{{ end }}
 {{- if and (not $v.networkPolicy.enabled) $v.networkPolicy.crawlerTo }}{{ fail "networkPolicy.crawlerTo is set, but networkPolicy is not enabled: nothing is forbidden" }}{{ end }}
 {{- if and (ne $v.networkMode "offline") (eq (int $v.crawler.replicas) 0) (not $v.crawler.keda.enabled) }}{{ fail "crawler.replicas is 0: nobody would bring in what is not kept; if that is meant, networkMode=offline says so" }}{{ end }}
 {{- if eq (int $v.storage.replicas) 0 }}{{ fail "storage.replicas is 0: nothing could be answered" }}{{ end }}

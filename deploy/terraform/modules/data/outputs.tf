@@ -4,6 +4,11 @@ output "cosmos" {
     endpoint = trimsuffix(azurerm_cosmosdb_account.this.endpoint, "/")
     database = azurerm_cosmosdb_sql_database.this.name
     regions  = concat([var.location], var.cosmos.second_region == null ? [] : [var.cosmos.second_region])
+
+    # Half for what is fetched ahead of demand, half for readers. A serverless container has 5,000
+    # units a second, and more only beyond 250 GB.
+    # https://learn.microsoft.com/azure/cosmos-db/serverless-performance
+    backgroundUnits = coalesce(var.cosmos.max_throughput, 5000) / 2
   }
 }
 

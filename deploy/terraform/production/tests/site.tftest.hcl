@@ -62,7 +62,7 @@ run "first" {
     error_message = "Names of the cluster are others than docs/aks.md uses."
   }
   assert {
-    condition     = yamldecode(output.helm_values).store == { type = "cosmos", cosmos = { endpoint = "https://site.documents.azure.com:443", database = "athensctl", regions = ["westeurope", "northeurope"] }, blob = { endpoint = "https://site.blob.core.windows.net", container = "modules" } }
+    condition     = yamldecode(output.helm_values).store == { type = "cosmos", cosmos = { endpoint = "https://site.documents.azure.com:443", database = "athensctl", regions = ["westeurope", "northeurope"], backgroundUnits = 2000 }, blob = { endpoint = "https://site.blob.core.windows.net", container = "modules" } }
     error_message = "The chart is told of another store."
   }
   assert {
@@ -109,5 +109,9 @@ run "serverless" {
   assert {
     condition     = yamldecode(output.helm_values).store.cosmos.regions == ["westeurope"]
     error_message = "There is a second region."
+  }
+  assert {
+    condition     = yamldecode(output.helm_values).store.cosmos.backgroundUnits == 2500
+    error_message = "What is fetched ahead of demand may take more than half of a serverless container, or less."
   }
 }

@@ -60,7 +60,7 @@ run "first" {
     error_message = "Names of the cluster are others than docs/aks.md uses."
   }
   assert {
-    condition     = yamldecode(output.helm_values).store == { type = "cosmos", cosmos = { endpoint = "https://site.documents.azure.com:443", database = "athensctl", regions = ["westeurope"] }, blob = { endpoint = "https://site.blob.core.windows.net", container = "modules" } }
+    condition     = yamldecode(output.helm_values).store == { type = "cosmos", cosmos = { endpoint = "https://site.documents.azure.com:443", database = "athensctl", regions = ["westeurope"], backgroundUnits = 2500 }, blob = { endpoint = "https://site.blob.core.windows.net", container = "modules" } }
     error_message = "The chart is told of another store."
   }
   assert {
@@ -107,5 +107,9 @@ run "autoscale_in_two_regions" {
   assert {
     condition     = yamldecode(output.helm_values).store.cosmos.regions == ["westeurope", "northeurope"]
     error_message = "The second region is not there."
+  }
+  assert {
+    condition     = yamldecode(output.helm_values).store.cosmos.backgroundUnits == 500
+    error_message = "What is fetched ahead of demand may take more than half of the throughput, or less."
   }
 }

@@ -115,7 +115,7 @@ run "autoscale" {
     error_message = "Consistency or backups are not what was asked for."
   }
   assert {
-    condition     = output.cosmos == { endpoint = "https://site.documents.azure.com:443", database = "athensctl", regions = ["westeurope", "northeurope"] }
+    condition     = output.cosmos == { endpoint = "https://site.documents.azure.com:443", database = "athensctl", regions = ["westeurope", "northeurope"], backgroundUnits = 2000 }
     error_message = "The chart is not told the regions, the nearest first."
   }
   assert {
