@@ -160,6 +160,7 @@ func (b *bench) coldDownload(ctx context.Context, r *coldResult, work coldWork) 
 	}
 	defer g.remove()
 	zips := b.up.count(kindZip, "")
+	settle() // who goes next does not wait for what was before
 	began := time.Now()
 	if _, err := g.run(ctx, "mod", "download"); err != nil {
 		return 0, err

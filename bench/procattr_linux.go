@@ -14,3 +14,6 @@ func unprivileged(uid, gid uint32) *syscall.SysProcAttr {
 	attr.Credential = &syscall.Credential{Uid: uid, Gid: gid}
 	return attr
 }
+
+// settle waits until the disk has what was written before.
+func settle() { syscall.Sync() }
