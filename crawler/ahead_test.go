@@ -134,7 +134,7 @@ func start(t *testing.T, s *memory.Store, u goproxy.Source, name string, a Ahead
 	}
 	c = New(s, s, Options{
 		Name: name, Origins: []Origin{{Name: "test", Source: u}}, TempDir: t.TempDir(), Freshness: time.Minute, Workers: 8, ZipWorkers: 8,
-		InflightBytes: 1 << 30, Lease: 15 * time.Second, Attempts: 2, Ahead: a, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		InflightBytes: 1 << 30, Lease: 15 * time.Second, Attempts: 2, Ahead: a, ModuleOf: bare, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -326,7 +326,7 @@ func TestPushed(t *testing.T) {
 		t.Fatalf("the list is not remembered: %v", l.Versions)
 	}
 	for _, tag := range []string{"v1.1.0", "sub/v2.1.0", "nonsense", "v1.1", "sub/v9.0.0"} {
-		if err := c.Pushed(t.Context(), "example.com/r", tag, ""); err != nil {
+		if err := c.Pushed(t.Context(), "https://example.com/r", tag, ""); err != nil {
 			t.Errorf("%s: %v", tag, err)
 		}
 	}

@@ -53,6 +53,7 @@ type Options struct {
 	Lease         time.Duration // after which another crawler takes a dead one's job
 	Attempts      int           // of one job
 	Ahead         Ahead
+	ModuleOf      func(url string) string // the module path of a repository, of which pushes are told; nil: none are
 	Metrics       prometheus.Registerer
 	Tracer        trace.Tracer // nil: fetches are not traced
 	Log           *slog.Logger
@@ -82,6 +83,8 @@ type Crawler struct {
 	busy       atomic.Int64
 	names      atomic.Uint64 // of workers, that were given
 	complained atomic.Int64  // when a claim failed last, seconds since 1970
+	vanities   sync.Map      // names that are kept, see noteVanity
+	noted      atomic.Int64  // how many, roughly
 
 	mu      sync.Mutex
 	running context.Context // Run's; nil: it does not run

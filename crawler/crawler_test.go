@@ -23,9 +23,12 @@ import (
 func options(u goproxy.Source) Options {
 	return Options{
 		Name: "c", Origins: []Origin{{Name: "test", Source: u}}, Freshness: time.Minute, Workers: 64, ZipWorkers: 8,
-		InflightBytes: 1 << 30, Lease: 15 * time.Second, Attempts: 5, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		InflightBytes: 1 << 30, Lease: 15 * time.Second, Attempts: 5, ModuleOf: bare, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 }
+
+// bare is a URL without its scheme.
+func bare(url string) string { return strings.TrimPrefix(url, "https://") }
 
 // inBubble calls f in virtual time with a crawler that works until f returns.
 func inBubble(t *testing.T, s interface {

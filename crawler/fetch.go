@@ -234,6 +234,7 @@ func (c *Crawler) fetchQuery(ctx context.Context, k storage.Key) error {
 	if err != nil {
 		return err
 	}
+	c.noteVanity(ctx, k.Path, info)
 	return c.ledger.SetKnown(ctx, k, &storage.Known{Checked: asked, Info: info.JSON()})
 }
 
@@ -268,6 +269,7 @@ func (c *Crawler) fetchInfo(ctx context.Context, m module.Version) error {
 	if err != nil {
 		return err
 	}
+	c.noteVanity(ctx, m.Path, info)
 	return keep(c.put(ctx, m, storage.Files{Info: info.JSON()}, 0))
 }
 

@@ -19,11 +19,12 @@ import (
 
 // Pushed brings what is known of the modules of a repository up to date, when
 // somebody has pushed a tag or a branch: the lists and the answers that were asked for
-// before, and the new version. root is the repository as a module path. It takes no
-// longer than a fetch.
-func (c *Crawler) Pushed(ctx context.Context, root, tag, branch string) error {
-	var errs []error
-	for _, m := range modulesOf(root, tag) {
+// before, and the new version. url is the repository's. It takes no longer than a fetch.
+func (c *Crawler) Pushed(ctx context.Context, url, tag, branch string) error {
+	root := c.rootOf(url)
+	vanities, err := c.vanitiesOf(ctx, root)
+	errs := []error{err}
+	for _, m := range modulesOf(root, vanities, tag) {
 		list := storage.Key{Path: m.Path, File: storage.FileList}
 		latest := storage.Key{Path: m.Path, Query: goproxy.Latest, File: storage.FileInfo}
 		keys := []storage.Key{latest}
@@ -81,18 +82,27 @@ func (c *Crawler) pushed(ctx context.Context, k storage.Key, version string) err
 // modulesOf are the modules whose versions a tag may be: sub/v2.1.0 of
 // example.com/r is v2.1.0 of example.com/r/sub/v2, or v2.1.0+incompatible of
 // example.com/r/sub. Without a tag they are the module at the root.
-func modulesOf(root, tag string) (list []module.Version) {
-	dir, version := path.Split(tag)
+func modulesOf(root string, vanities []vanity, tag string) (list []module.Version) {
+	folder, version := path.Split(tag)
+	folder = strings.TrimSuffix(folder, "/")
 	if tag != "" && (!semver.IsValid(version) || semver.Canonical(version) != version) {
 		return nil
 	}
 	major := semver.Major(version)
 	// A path with .git is the repository's in so many words.
-	for _, base := range []string{root, root + ".git"} {
-		p := strings.TrimSuffix(base+"/"+dir, "/")
+	for _, v := range append([]vanity{{Base: root}, {Base: root + ".git"}}, vanities...) {
+		below, ok := strings.CutPrefix(folder+"/", v.Dir+"/")
+		if v.Dir == "" {
+			below, ok = folder, true
+		}
+		p := strings.TrimSuffix(v.Base+"/"+below, "/")
 		switch {
 		case tag == "":
-			list = append(list, module.Version{Path: p})
+			list = append(list, module.Version{Path: strings.TrimSuffix(v.Base, "/")})
+		case !ok:
+			// The tag is of another folder.
+		case strings.HasPrefix(p, "gopkg.in/"):
+			list = append(list, module.Version{Path: p + "." + major, Version: version})
 		case major == "v0", major == "v1":
 			list = append(list, module.Version{Path: p, Version: version})
 		default:

@@ -36,7 +36,7 @@ func TestPushedLatest(t *testing.T) {
 			t.Fatalf("%v, latest is %s", err, latest())
 		}
 		versions = []string{"v1.0.0", "v1.1.0"}
-		if err := c.Pushed(t.Context(), "example.com/r", "v1.1.0", ""); err != nil || latest() != "v1.1.0" {
+		if err := c.Pushed(t.Context(), "https://example.com/r", "v1.1.0", ""); err != nil || latest() != "v1.1.0" {
 			t.Errorf("%v, latest is %s", err, latest())
 		}
 	})
@@ -67,17 +67,17 @@ func TestPushedRetries(t *testing.T) {
 		}
 		versions, failures = []string{"v1.0.0", "v1.1.0"}, 2
 		began := time.Now()
-		err := c.Pushed(t.Context(), "example.com/r", "v1.1.0", "")
+		err := c.Pushed(t.Context(), "https://example.com/r", "v1.1.0", "")
 		l, lerr := c.List(t.Context(), "example.com/r")
 		if err != nil || lerr != nil || !slices.Contains(l.Versions, "v1.1.0") || time.Since(began) > 5*time.Second {
 			t.Errorf("after %v: %v; %+v, %v", time.Since(began), err, l, lerr)
 		}
 		failures = 2
-		if err := c.Pushed(t.Context(), "example.com/r", "", "main"); err != nil || failures != 0 {
+		if err := c.Pushed(t.Context(), "https://example.com/r", "", "main"); err != nil || failures != 0 {
 			t.Errorf("a branch: %v, %d failures are left", err, failures)
 		}
 		failures = 1 << 30
-		if err := c.Pushed(t.Context(), "example.com/r", "v1.1.0", ""); goproxy.Status(err) != 502 {
+		if err := c.Pushed(t.Context(), "https://example.com/r", "v1.1.0", ""); goproxy.Status(err) != 502 {
 			t.Errorf("a host that is away: %v", err)
 		}
 		if jobs, err := s.Jobs(t.Context(), 10); err != nil || !slices.ContainsFunc(jobs, func(j storage.Job) bool { return j.Key.File == storage.FileList }) {
@@ -107,7 +107,7 @@ func TestPushedKeepsWhatIsKnown(t *testing.T) {
 		down.Store(true)
 		push, cancel := context.WithTimeout(t.Context(), 9*time.Second)
 		defer cancel()
-		if err := c.Pushed(push, "example.com/r", "v1.1.0", ""); err == nil {
+		if err := c.Pushed(push, "https://example.com/r", "v1.1.0", ""); err == nil {
 			t.Error("a push of which nothing was fetched")
 		}
 		known, err := s.Known(t.Context(), k)

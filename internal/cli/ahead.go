@@ -19,7 +19,6 @@ import (
 	"github.com/athensctl/athensctl/internal/fleet"
 	"github.com/athensctl/athensctl/internal/webhook"
 	"github.com/athensctl/athensctl/storage"
-	"github.com/athensctl/athensctl/vcs/remote"
 )
 
 // ahead is what the settings say of work ahead of demand.
@@ -112,7 +111,7 @@ func webhookError(err error) error {
 }
 
 // takeWebhook tells the crawler of this process.
-func takeWebhook(secret string, r *remote.Remote, c *crawler.Crawler) func(context.Context, http.Header, []byte) error {
+func takeWebhook(secret string, c *crawler.Crawler) func(context.Context, http.Header, []byte) error {
 	return func(ctx context.Context, h http.Header, body []byte) error {
 		pushes, err := webhook.Parse(h, body, secret)
 		if err != nil {
@@ -120,7 +119,7 @@ func takeWebhook(secret string, r *remote.Remote, c *crawler.Crawler) func(conte
 		}
 		var errs []error
 		for _, push := range pushes {
-			errs = append(errs, c.Pushed(ctx, r.Module(push.Repo), push.Tag, push.Branch))
+			errs = append(errs, c.Pushed(ctx, push.Repo, push.Tag, push.Branch))
 		}
 		return errors.Join(errs...)
 	}

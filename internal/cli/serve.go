@@ -265,13 +265,16 @@ func (p *process) addCrawler() error {
 		Workers: cfg.Workers, ZipWorkers: cfg.ZipWorkers, MaxWaiting: cfg.CrawlerMaxWaiting, InflightBytes: int64(cfg.InflightMaxBytes),
 		Lease: cfg.JobLease, Attempts: cfg.JobAttempts, Ahead: p.ahead(upstream), Name: p.name, Metrics: p.registry, Tracer: p.tracer, Log: p.log,
 	}
+	if cfg.WebhookSecret != "" {
+		o.ModuleOf = remote.Module
+	}
 	if sumdb != nil {
 		o.Verifier = sumdb
 		p.setSumDB(sumdb.Get)
 	}
 	c := crawler.New(p.store, p.ledger, o)
 	p.crawler = c
-	p.webhook = takeWebhook(cfg.WebhookSecret, remote, c)
+	p.webhook = takeWebhook(cfg.WebhookSecret, c)
 	p.work = append(p.work, c.Run)
 	if cfg.Address("crawler") == "" || p.silent {
 		return nil

@@ -104,6 +104,48 @@ func TestWebhook(t *testing.T) {
 	}
 }
 
+// A module under a name of its own is found by the repository that upstream says it is from.
+func TestWebhookVanity(t *testing.T) {
+	var versions atomic.Pointer[string]
+	old := "v1.0.0\n"
+	versions.Store(&old)
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch file := strings.TrimPrefix(r.URL.Path, "/go.test.example/lib/@"); {
+		case file == "v/list":
+			fmt.Fprint(w, *versions.Load())
+		case file == "v/v1.0.0.info":
+			fmt.Fprint(w, `{"Version":"v1.0.0","Time":"2026-01-02T03:04:05Z","Origin":{"VCS":"git","URL":"https://git.test.example/o/repository"}}`)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	defer upstream.Close()
+	f := startFleet(t, upstream.URL, 2, 1, "--private=*", "--webhook-secret="+webhookSecret)
+	list := func() string {
+		_, body, _ := get(t, f.proxies[0].url+"/go.test.example/lib/@v/list")
+		return body
+	}
+	if got := list(); got != old {
+		t.Fatalf("before: %q", got)
+	}
+	if status, body, _ := get(t, f.proxies[0].url+"/go.test.example/lib/@v/v1.0.0.info"); status != 200 {
+		t.Fatalf("info: %d %s", status, body)
+	}
+	const body = `{"ref":"refs/tags/v1.1.0","repository":{"html_url":"https://git.test.example/o/repository","clone_url":"https://git.test.example/o/repository.git"}}`
+	want := old + "v1.1.0\n"
+	versions.Store(&want)
+	pushed := time.Now()
+	if status := push(t, f.proxies[0].url, body, webhookSecret); status != 200 {
+		t.Fatalf("push: %d", status)
+	}
+	for got := list(); got != want; got = list() {
+		if time.Since(pushed) > 2*time.Second {
+			t.Fatalf("%q after %v", got, time.Since(pushed))
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
 // A push whose fetch hangs or fails leaves readers what they had, at once and not marked
 // stale, and the new list is there when the host is.
 func TestWebhookHostAway(t *testing.T) {
