@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"path"
+	"strconv"
 	"strings"
 	"time"
 
@@ -306,18 +307,26 @@ func (m *mod) find(ctx context.Context, r *revision) (dir string, content []byte
 		case belowFits:
 			return dir, below, nil
 		case have:
-			return "", nil, m.notFound(r.version, "%s says that it is module %q", path.Join(dir, "go.mod"), modfile.ModulePath(below))
+			return "", nil, m.notFound(r.version, "%s", saysOf(path.Join(dir, "go.mod"), modfile.ModulePath(below)))
 		}
 	}
 	switch {
 	case fits:
 		return m.dir, above, nil
 	case haveAbove:
-		return "", nil, m.notFound(r.version, "%s says that it is module %q", path.Join(m.dir, "go.mod"), abovePath)
+		return "", nil, m.notFound(r.version, "%s", saysOf(path.Join(m.dir, "go.mod"), abovePath))
 	case m.dir == "" && !folder && (m.major == "" || strings.HasPrefix(m.major, ".")):
 		return "", nil, nil
 	}
 	return "", nil, m.notFound(r.version, "there is no %s", path.Join(m.dir, "go.mod"))
+}
+
+// saysOf is what a go.mod file says that it is, which is not the module that is wanted.
+func saysOf(file, modulePath string) string {
+	if modulePath == "" {
+		return file + " names no module"
+	}
+	return file + " says that it is module " + strconv.Quote(modulePath)
 }
 
 // sameMajor reports whether a go.mod file's module path allows the versions that a
