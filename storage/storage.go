@@ -216,7 +216,8 @@ type Ledger interface {
 	// other processes, have the same worker.
 	Start(ctx context.Context, j Job, worker string, lease time.Duration) (*Job, error)
 	// Claim leases the job that should be done next: by priority, then by when
-	// it became due. None is due: nil, nil. A job whose lease has ended is due.
+	// it became due; of those that were put in at another storage process, roughly. None is
+	// due: nil, nil. A job whose lease has ended is due.
 	Claim(ctx context.Context, worker string, lease time.Duration) (*Job, error)
 	// Extend makes the lease end that much from now. Stale: ErrLeaseLost.
 	Extend(ctx context.Context, j *Job, lease time.Duration) error

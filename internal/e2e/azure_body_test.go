@@ -23,6 +23,7 @@ type relay struct {
 	url  string
 	to   *process
 	cuts *atomic.Int64
+	mu   sync.Mutex     // of the process
 	back sync.WaitGroup // the process, after each cut
 }
 
@@ -72,6 +73,8 @@ func (r *relay) pass(from net.Conn) {
 	}
 	r.back.Add(1)
 	defer r.back.Done()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.to.kill()
 	from.Close()
 	r.to.start()

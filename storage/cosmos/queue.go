@@ -106,7 +106,10 @@ func (q *queue) see(j *jobItem) {
 	defer q.mu.Unlock()
 	if j.ended() {
 		delete(q.jobs, j.ID)
-	} else if _, known := q.jobs[j.ID]; known || len(q.jobs) < seenMax {
+	} else if old, known := q.jobs[j.ID]; known || len(q.jobs) < seenMax {
+		if known && !old.polled && old.etag == j.etag {
+			j.polled = false
+		}
 		q.jobs[j.ID] = j
 	}
 }

@@ -60,14 +60,20 @@ func (q *queue) take(now int64) *jobItem {
 	return &taken
 }
 
-// before orders jobs by priority, then by when they were due, roughly: replicas that see the
-// same jobs take them in another order each, or else all but one would lose each.
+// before orders jobs by priority, then by when they were due. Those that a look has found, other
+// replicas have found too: each takes them in another order, and by when they were due but
+// roughly, or else all but one would lose each.
 func (q *queue) before(a, b *jobItem) bool {
 	if (a.Due0 > 0) != (b.Due0 > 0) {
 		return a.Due0 > 0
 	}
-	rough := (10 * time.Second).Microseconds()
-	if x, y := max(a.Due0, a.Due1)/rough, max(b.Due0, b.Due1)/rough; x != y {
+	x, y, rough := max(a.Due0, a.Due1), max(b.Due0, b.Due1), (10 * time.Second).Microseconds()
+	switch {
+	case x/rough != y/rough:
+		return x < y
+	case a.polled != b.polled:
+		return b.polled
+	case !a.polled:
 		return x < y
 	}
 	return maphash.String(q.seed, a.ID) < maphash.String(q.seed, b.ID)
