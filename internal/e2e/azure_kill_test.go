@@ -61,7 +61,7 @@ type refetch struct {
 	err       error        // storage did not say
 }
 
-// killLease is the lease of a job; its first part may have passed when upstream is asked.
+// killLease is the lease of a job; most of it may have passed when upstream is asked.
 const killLease = 5 * time.Second
 
 // reason is why a file was fetched again; "": there was none.
@@ -69,8 +69,8 @@ func (r refetch) reason() string {
 	switch {
 	case r.err != nil || r.job == nil || r.died:
 		return ""
-	case r.job.LastErr == "" && r.job.Attempts > 1 && r.now.at.Sub(r.last.at) > killLease*3/4:
-		return "its lease was over"
+	case r.job.LastErr == "" && r.job.Attempts > 1 && r.now.at.Sub(r.job.Created) >= time.Duration(r.job.Attempts-1)*killLease:
+		return "its lease was over" // nobody gave it back, and there was time for each lease to end
 	case !r.kept && r.job.Attempts > 1 && strings.Contains(r.job.LastErr, "storage cannot be reached"):
 		return "it was given back: " + r.job.LastErr
 	case strings.HasSuffix(r.path, ".info") && r.job.Attempts > 1 && strings.Contains(r.job.LastErr, "the crawler is stopping"):
