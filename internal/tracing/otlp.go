@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
@@ -19,6 +18,8 @@ import (
 	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/athensctl/athensctl/goproxy"
 )
 
 // Receiver takes OTLP over HTTP, as protobuf.
@@ -129,10 +130,7 @@ func (c *client) post(ctx context.Context, body []byte) (again bool, after time.
 	case http.StatusOK, http.StatusAccepted, http.StatusNoContent:
 		return false, 0, nil
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		again = true
-		if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
-			after = time.Duration(s) * time.Second
-		}
+		again, after = true, goproxy.RetryAfter(resp.Header, time.Now())
 	}
 	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/") {
 		text = nil // a Status, in protobuf
