@@ -81,10 +81,10 @@ func TestAzureThrottled(t *testing.T) {
 		after       time.Duration    // Retry-After, and 2 s more at most; 0: they are answered
 		least, most time.Duration    // that an answer of storage takes; of a proxy, which waits for a storage that is away, 40 s more at most
 	}{
-		{"once", cosmosfake.Fault{Status: 429, RetryAfter: 700 * time.Millisecond}, 1, 0, 700 * time.Millisecond, 15 * time.Second},
-		{"too-long", cosmosfake.Fault{Status: 429, RetryAfter: 50 * time.Second}, 0, 50 * time.Second, 0, 8 * time.Second},
-		{"for-ever", cosmosfake.Fault{Status: 429, RetryAfter: 2 * time.Second}, 0, 2 * time.Second, 15 * time.Second, 25 * time.Second},
-		{"no-answer", cosmosfake.Fault{Delay: 50 * time.Millisecond, Drop: true}, 0, time.Second, 15 * time.Second, 25 * time.Second},
+		{"once", cosmosfake.Fault{Status: 429, RetryAfter: 700 * time.Millisecond}, 1, 0, 700 * time.Millisecond, 30 * time.Second},
+		{"too-long", cosmosfake.Fault{Status: 429, RetryAfter: 50 * time.Second}, 0, 50 * time.Second, 0, 14 * time.Second},
+		{"for-ever", cosmosfake.Fault{Status: 429, RetryAfter: 2 * time.Second}, 0, 2 * time.Second, 15 * time.Second, 35 * time.Second},
+		{"no-answer", cosmosfake.Fault{Delay: 50 * time.Millisecond, Drop: true}, 0, time.Second, 15 * time.Second, 35 * time.Second},
 	}
 	reads := make([]atomic.Int64, len(tests)) // of the module's items, since the last request
 	versions := make([]storagetest.Version, len(tests))
