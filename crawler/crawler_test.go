@@ -238,11 +238,11 @@ func TestSlowAnswerIsOld(t *testing.T) {
 // extending is a ledger that does with the extension of a lease what it is told.
 type extending struct {
 	*memory.Store
-	extend func(ctx context.Context) error
+	extend func(ctx context.Context, j *storage.Job) error
 }
 
 func (l *extending) Extend(ctx context.Context, j *storage.Job, lease time.Duration) error {
-	if err := l.extend(ctx); err != nil {
+	if err := l.extend(ctx, j); err != nil {
 		return err
 	}
 	return l.Store.Extend(ctx, j, lease)
@@ -250,7 +250,7 @@ func (l *extending) Extend(ctx context.Context, j *storage.Job, lease time.Durat
 
 // A worker whose lease is lost stops, and does not write what it was told.
 func TestLeaseLost(t *testing.T) {
-	s := &extending{Store: memory.New(0, nil), extend: func(context.Context) error { return storage.ErrLeaseLost }}
+	s := &extending{Store: memory.New(0, nil), extend: func(context.Context, *storage.Job) error { return storage.ErrLeaseLost }}
 	o := options(source{list: func(ctx context.Context, _ string) ([]string, error) {
 		time.Sleep(20 * time.Second) // whatever ctx says
 		return []string{"v1.0.0"}, nil
@@ -263,11 +263,60 @@ func TestLeaseLost(t *testing.T) {
 	})
 }
 
+// The .info that a zip's worker fetches with it is given back where the zip's lease is lost,
+// and its job says that.
+func TestLeaseLostOfZip(t *testing.T) {
+	s := &extending{Store: memory.New(0, nil), extend: func(_ context.Context, j *storage.Job) error {
+		if j.Key.File == storage.FileZip {
+			return storage.ErrLeaseLost
+		}
+		return nil
+	}}
+	asked := 0
+	o := options(source{
+		zip: func(context.Context, module.Version) error { return nil },
+		resolve: func(ctx context.Context, _, _ string) error {
+			if asked++; asked == 1 {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		},
+	})
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
+		if b, err := c.Zip(t.Context(), m); err != nil {
+			t.Error(err)
+		} else {
+			b.Close()
+		}
+		var why []string
+		for range 100 {
+			jobs, err := s.Jobs(t.Context(), 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, j := range jobs {
+				if j.Key.File == storage.FileInfo && j.LastErr != "" {
+					why = append(why, j.LastErr)
+				}
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if len(why) == 0 || !strings.Contains(why[0], "its zip's job is over: lease lost") {
+			t.Errorf("its job says %q", why)
+		}
+		if _, err := s.Resolve(t.Context(), m.Path, m.Version); err != nil || asked != 2 {
+			t.Errorf("asked %d times: %v", asked, err)
+		}
+	})
+}
+
 // A storage process that is gone without a word costs a heartbeat, not the lease: another
 // answers the next.
 func TestHeartbeatHangs(t *testing.T) {
 	calls, asked := 0, 0
-	s := &extending{Store: memory.New(0, nil), extend: func(ctx context.Context) error {
+	s := &extending{Store: memory.New(0, nil), extend: func(ctx context.Context, _ *storage.Job) error {
 		if calls++; calls%2 == 1 {
 			<-ctx.Done()
 			return ctx.Err()

@@ -172,7 +172,11 @@ func (c *Crawler) run(ctx context.Context, job *storage.Job, enter func(context.
 		ended = c.ledger.Done(endCtx, job, nil)
 	case ctx.Err() != nil:
 		outcome = "retry"
-		err = goproxy.Busy(time.Second, "%s: the crawler is stopping", job.Key)
+		why := "the crawler is stopping"
+		if cause := context.Cause(ctx); cause != context.Canceled {
+			why = "its zip's job is over: " + cause.Error() // see complete
+		}
+		err = goproxy.Busy(time.Second, "%s: %s", job.Key, why)
 		ended = c.ledger.Retry(endCtx, job, 0, err)
 	case errors.Is(lost, storage.ErrLeaseLost):
 		ended = lost

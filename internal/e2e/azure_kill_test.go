@@ -73,8 +73,8 @@ func (r refetch) reason() string {
 		return "its lease was over" // nobody gave it back, and there was time for each lease to end
 	case !r.kept && r.job.Attempts > 1 && strings.Contains(r.job.LastErr, "storage cannot be reached"):
 		return "it was given back: " + r.job.LastErr
-	case strings.HasSuffix(r.path, ".info") && r.job.Attempts > 1 && strings.Contains(r.job.LastErr, "the crawler is stopping"):
-		return "the lease of its zip was over, with which it is fetched" // and none is told to stop here
+	case strings.HasSuffix(r.path, ".info") && r.job.Attempts > 1 && strings.Contains(r.job.LastErr, "its zip's job is over"):
+		return "the lease of its zip was over, with which it is fetched"
 	}
 	return ""
 }
