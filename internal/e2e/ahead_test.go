@@ -161,6 +161,7 @@ func TestWebhookVanity(t *testing.T) {
 // A push whose fetch hangs or fails leaves readers what they had, at once and not marked
 // stale, and the new list is there when the host is.
 func TestWebhookHostAway(t *testing.T) {
+	t.Parallel() // it waits
 	const well, hangs, fails = 0, 1, 2
 	const patience = 15 * time.Second // how long a fetch waits for the host
 	var state atomic.Int32
@@ -229,6 +230,7 @@ func TestWebhookHostAway(t *testing.T) {
 // Without a webhook the tag is seen within freshness, by whoever asks; before, lists are
 // answered without a question to the host.
 func TestNewTagWithoutWebhook(t *testing.T) {
+	t.Parallel() // it waits
 	const freshness = 4 * time.Second
 	root := t.TempDir()
 	host := testgit.New(t, root)
@@ -341,6 +343,7 @@ func athensctl(t *testing.T, args ...string) (string, error) {
 // A site that follows another's index has what the other gets; warm brings in what a
 // file names; and the queue can be looked at and changed while all run.
 func TestAhead(t *testing.T) {
+	t.Parallel() // it waits
 	up := testupstream.New(t)
 	for i := range 30 {
 		up.Add(fmt.Sprintf("example.com/m%d", i), "v1.0.0", 1<<10)

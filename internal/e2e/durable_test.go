@@ -378,6 +378,7 @@ func needRoot(t *testing.T, what string) {
 // A full disk: a clear error, nothing half-written, reads go on; with space again the same
 // save succeeds.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	needRoot(t, "mounting a small file system")
 	dir := t.TempDir()
 	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", dir).CombinedOutput(); err != nil {

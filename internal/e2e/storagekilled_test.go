@@ -16,11 +16,13 @@ import (
 // Storage is killed while what clients wait for is fetched, and starts again: its queue has
 // the jobs, each is done once, and who waited, at whichever crawler, has the answer.
 func TestStorageKilledWithJobs(t *testing.T) {
+	t.Parallel() // it waits
 	for _, tc := range []struct {
 		name string
 		down time.Duration // from the kill to the start
 	}{{"back before the fetch ends", 0}, {"back after it", 4 * time.Second}} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			up := testupstream.New(t)
 			up.Delay = 3 * time.Second
 			up.Add("example.com/m", "v1.0.0", 1<<20)

@@ -191,6 +191,7 @@ func TestNoTrace(t *testing.T) {
 
 // A receiver that hangs, or is not there, costs no request its answer and no process its end.
 func TestTraceReceiverAway(t *testing.T) {
+	t.Parallel() // it waits
 	hanging := testotlp.New(t)
 	leave := make(chan struct{})
 	defer close(leave)
