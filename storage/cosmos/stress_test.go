@@ -233,7 +233,7 @@ func TestDeadline(t *testing.T) {
 		want     error // nil: 503
 		least    time.Duration
 	}{
-		{name: "429 that asks for too long", first: cosmosfake.Fault{Status: 429, RetryAfter: 90 * time.Second}, deadline: time.Minute, least: 90 * time.Second},
+		{name: "429 that asks for too long", first: cosmosfake.Fault{Status: 429, RetryAfter: 50 * time.Second}, deadline: 45 * time.Second, least: 50 * time.Second},
 		{name: "503, and then no answer", first: cosmosfake.Fault{Status: 503}, then: cosmosfake.Fault{Delay: time.Minute}, deadline: 4 * time.Second, least: time.Second},
 		{name: "no answer", first: cosmosfake.Fault{Delay: time.Minute}, deadline: 300 * time.Millisecond, want: context.DeadlineExceeded},
 		{name: "nobody waits", first: cosmosfake.Fault{Status: 429, RetryAfter: 40 * time.Second}, deadline: time.Minute, cancel: true, want: context.Canceled},
