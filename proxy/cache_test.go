@@ -361,6 +361,12 @@ func TestSumDB(t *testing.T) {
 	if whole := b.get("/sumdb/sum.golang.org/tile/8/0/002").Header().Get("Last-Modified"); first == "" || again.Code != 304 || whole != first {
 		t.Errorf("a tile: Last-Modified %q; then %d, %q", first, again.Code, whole)
 	}
+	// What is wrong with a request is no answer for another, who would get it for a year.
+	for _, tc := range [][2]string{{"If-Match", `"other"`}, {"If-Unmodified-Since", "Mon, 01 Jan 2001 00:00:00 GMT"}, {"Range", "bytes=1000-"}, {"Range", "bytes=x"}} {
+		if w := b.get(tile, tc[0], tc[1]); w.Code/100 != 4 || w.Header().Get("Cache-Control") != goproxy.CacheNever {
+			t.Errorf("%s: %s: %d, Cache-Control %q", tc[0], tc[1], w.Code, w.Header().Get("Cache-Control"))
+		}
+	}
 	for _, path := range []string{lookup, "/sumdb/sum.golang.org/latest"} {
 		if at := b.get(path).Header().Get("Last-Modified"); at != "" {
 			t.Errorf("%s: Last-Modified %q of what may change", path, at)

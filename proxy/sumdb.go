@@ -71,7 +71,7 @@ func (p *Proxy) ServeSumDB(s *SumDB) echo.HandlerFunc {
 		h.Set("Content-Type", contentType)
 		sum := sha256.Sum256(b)
 		h.Set("ETag", `"`+hex.EncodeToString(sum[:12])+`"`)
-		http.ServeContent(c.Response(), c.Request(), "", kept, bytes.NewReader(b))
+		goproxy.ServeContent(c, kept, bytes.NewReader(b))
 		return nil
 	}
 }
