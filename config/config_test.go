@@ -80,6 +80,7 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"--upstream=ftp://x", "", `upstream: "ftp://x"`},
 		{"--upstream=,", "", `upstream: it is empty`},
 		{"--private=[", "", `private: "["`},
+		{"--vcs-insecure=[", "", `vcs-insecure: "["`},
 		{"--internal-token=short", "", `internal-token: it has 5 characters`},
 		{"--role=proxy", "", `storage-url: role proxy needs it|crawler-url: role proxy needs it`},
 		{"--role=crawler", "", `storage-url: role crawler needs it`},
@@ -180,9 +181,12 @@ func TestFileIsStrict(t *testing.T) {
 
 // What is not matched is told to the public checksum database.
 func TestPrivateToleratesSpaces(t *testing.T) {
-	c, err := load(t, []string{"--private= a.example, b.example/*,"}, nil)
+	c, err := load(t, []string{"--private= a.example, b.example/*,", "--vcs-insecure=a.example, b.example/*"}, nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if c.VCSInsecure != "a.example,b.example/*" {
+		t.Errorf("vcs-insecure is %q", c.VCSInsecure)
 	}
 	for path, want := range map[string]bool{"a.example/x": true, "b.example/x": true, "b.example/x/y": true, "c.example/x": false} {
 		if got := c.IsPrivate(path); got != want {

@@ -128,7 +128,7 @@ func read(flags *pflag.FlagSet, environ []string, forStore bool) (*Config, error
 		}
 	}
 	// The matcher takes spaces literally: "a, b" would not cover b.
-	for _, p := range []*string{&c.Private, &c.CrawlMatch} {
+	for _, p := range []*string{&c.Private, &c.CrawlMatch, &c.VCSInsecure} {
 		*p = strings.Join(strings.FieldsFunc(*p, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }), ",")
 	}
 	if forStore && c.StorageURL != "" && c.Has("storage") {

@@ -95,7 +95,7 @@ func (c *Config) validate() (errs []error) {
 	if _, err := ParseUpstream(c.Upstream); err != nil {
 		bad("upstream", "%w", err)
 	}
-	for key, patterns := range map[string]string{"private": c.Private, "crawl-match": c.CrawlMatch} {
+	for key, patterns := range map[string]string{"private": c.Private, "crawl-match": c.CrawlMatch, "vcs-insecure": c.VCSInsecure} {
 		for p := range strings.SplitSeq(patterns, ",") {
 			if _, err := path.Match(p, ""); err != nil || strings.Contains(p, "://") {
 				bad(key, "%q is not a pattern of module paths such as git.example.com/*", p)

@@ -21,12 +21,12 @@ import (
 const queueTimeout = time.Minute
 
 func queueCommand(environ []string, stderr io.Writer) *cobra.Command {
-	queue := &cobra.Command{
+	queue := group(&cobra.Command{
 		Use:   "queue",
 		Short: "Look at the queue of fetches, and change it",
 		Long: `The queue is that of the store that the settings name, or of the storage role at --storage-url. A job's name is
 MODULE@QUERY#FILE, as list prints it.`,
-	}
+	})
 	var limit int
 	list := &cobra.Command{
 		Use: "list", Short: "Print the jobs: those that failed first, then by age", Args: cobra.NoArgs,
@@ -70,7 +70,7 @@ func withLedger(environ []string, stderr io.Writer, f func(context.Context, *cob
 		}
 		p := newProcess(cfg, newLogger(cfg, stderr))
 		defer func() { err = errors.Join(err, p.close()) }()
-		if err := p.openStore(); err != nil {
+		if err := p.openStore(cmd.Context()); err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), queueTimeout)
