@@ -177,7 +177,10 @@ func (p *process) openStore(ctx context.Context) error {
 func (p *process) openDisk() (*disk.Store, error) {
 	for first := true; ; first = false {
 		s, err := disk.Open(p.cfg.DataDir, disk.Options{QueueMax: p.cfg.QueueMax, Log: p.log})
-		if !errors.Is(err, disk.ErrLocked) || p.patience == nil || p.patience.Err() != nil {
+		switch {
+		case errors.Is(err, disk.ErrLocked) && p.patience == nil:
+			return nil, fmt.Errorf("%w: end it, or name it with storage-url (its storage role has to listen: listen, or storage-listen beside other roles)", err)
+		case !errors.Is(err, disk.ErrLocked) || p.patience.Err() != nil:
 			return s, err
 		}
 		if first {
