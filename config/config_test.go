@@ -195,6 +195,30 @@ func TestPrivateToleratesSpaces(t *testing.T) {
 	}
 }
 
+// What goes through a storage role that runs takes the settings of that role's own process:
+// of an air-gapped site, of one in Azure.
+func TestForStore(t *testing.T) {
+	const url = "--storage-url=http://127.0.0.1:3001"
+	for _, args := range [][]string{
+		{url},
+		{url, "--role=storage"},
+		{url, "--role=storage", "--network-mode=offline"},
+		{url, "--role=storage", "--store=cosmos", "--cosmos-endpoint=https://a.example.com", "--blob-endpoint=https://b.example.com"},
+	} {
+		flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+		Flags(flags)
+		if err := flags.Parse(append(args, "--data-dir="+t.TempDir())); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := LoadForStore(flags, nil); err != nil || c.Has("storage") || c.StorageURL == "" {
+			t.Errorf("%q: %v", args, err)
+		}
+		if _, err := Load(flags, nil); err == nil {
+			t.Errorf("%q: serve would take it", args)
+		}
+	}
+}
+
 func TestNoHomeFolder(t *testing.T) {
 	for _, name := range []string{"HOME", "XDG_DATA_HOME", "USERPROFILE", "LocalAppData"} {
 		t.Setenv(name, "")

@@ -14,7 +14,9 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-func (c *Config) validate() (errs []error) {
+// validate says what can't be. elsewhere: the store is that of another process, which
+// has settings here too.
+func (c *Config) validate(elsewhere bool) (errs []error) {
 	bad := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: %w", key, fmt.Errorf(format, args...)))
 	}
@@ -60,9 +62,11 @@ func (c *Config) validate() (errs []error) {
 		bad("data-dir", "no home folder is known to put it in: name one")
 	}
 	oneOf("store", c.Store, "disk", "cosmos", "memory")
-	c.validateAzure(bad)
+	if !elsewhere {
+		c.validateAzure(bad)
+	}
 	oneOf("network-mode", c.NetworkMode, "strict", "fallback", "offline")
-	if c.NetworkMode == "offline" && !c.Has("proxy") && c.Has("crawler") {
+	if c.NetworkMode == "offline" && !c.Has("proxy") && c.Has("crawler") && !elsewhere {
 		bad("network-mode", "offline: the crawler has nothing to do then; role is %s", c.Role)
 	}
 	oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error")
