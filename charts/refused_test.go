@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -134,6 +135,28 @@ func TestReusedValues(t *testing.T) {
 	}
 	if out, err := exec.Command(tool(t, "helm", "HELM"), "template", "site", dir).CombinedOutput(); err == nil || !strings.Contains(string(out), "--reset-then-reuse-values") {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// What helm install says to type next works: behind a CDN, and where no checksum database is.
+func TestNotes(t *testing.T) {
+	for values, want := range map[string][]string{
+		"requireHeader.existingSecret=lock": {"GOPROXY=https://NAME", "CDN", "lock", "403"},
+		"networkMode=offline":               {"GOPROXY=http://127.0.0.1:3000", "GOSUMDB=off"},
+		"networkMode=strict":                {"GOPROXY=http://127.0.0.1:3000"},
+	} {
+		cmd := exec.Command(tool(t, "helm", "HELM"), "install", "site", chart, "--dry-run=client", "--set", values)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+os.DevNull)
+		out, err := cmd.Output()
+		_, notes, ok := strings.Cut(string(out), "\nNOTES:\n")
+		if err != nil || !ok {
+			t.Fatal(err, string(out))
+		}
+		for _, text := range []string{"GOPROXY=http://127.0.0.1:3000", "GOPROXY=https://NAME", "GOSUMDB=off", "CDN", "lock", "403"} {
+			if wanted := slices.Contains(want, text); strings.Contains(notes, text) != wanted {
+				t.Errorf("%s: %q in these notes, wanted %v:\n%s", values, text, wanted, notes)
+			}
+		}
 	}
 }
 

@@ -361,6 +361,9 @@ func TestSumDB(t *testing.T) {
 	if whole := b.get("/sumdb/sum.golang.org/tile/8/0/002").Header().Get("Last-Modified"); first == "" || again.Code != 304 || whole != first {
 		t.Errorf("a tile: Last-Modified %q; then %d, %q", first, again.Code, whole)
 	}
+	if w := newBed(t, Offline).get(lookup); w.Code != 404 || !strings.Contains(w.Body.String(), "GOSUMDB=off") {
+		t.Errorf("offline: %d %s", w.Code, w.Body) // what a person is shown says what to do
+	}
 	// What is wrong with a request is no answer for another, who would get it for a year.
 	for _, tc := range [][2]string{{"If-Match", `"other"`}, {"If-Unmodified-Since", "Mon, 01 Jan 2001 00:00:00 GMT"}, {"Range", "bytes=1000-"}, {"Range", "bytes=x"}} {
 		if w := b.get(tile, tc[0], tc[1]); w.Code/100 != 4 || w.Header().Get("Cache-Control") != goproxy.CacheNever {

@@ -87,6 +87,9 @@ func (p *Proxy) sumdb(ctx context.Context, s *SumDB, path string) (b []byte, kep
 	}
 	if !mayFetch {
 		e := goproxy.NotFound("%s: not kept, and nothing is fetched for this request", key)
+		if p.o.Mode == Offline {
+			e = goproxy.NotFound("%s: not kept, and network-mode is offline: GOSUMDB=off, or GONOSUMDB, has the go command go by go.sum alone", key)
+		}
 		e.NoStore = true
 		return nil, kept, e
 	}
