@@ -200,7 +200,7 @@ func TestPrivateToleratesSpaces(t *testing.T) {
 func TestForStore(t *testing.T) {
 	const url = "--storage-url=http://127.0.0.1:3001"
 	for _, args := range [][]string{
-		{url},
+		{url, "--listen=:3000"}, // as the image has it
 		{url, "--role=storage"},
 		{url, "--role=storage", "--network-mode=offline"},
 		{url, "--role=storage", "--store=cosmos", "--cosmos-endpoint=https://a.example.com", "--blob-endpoint=https://b.example.com"},

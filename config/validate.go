@@ -14,8 +14,8 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// validate says what can't be. elsewhere: the store is that of another process, which
-// has settings here too.
+// validate says what can't be. elsewhere: the store is that of another process, whose
+// settings are here too, and nobody listens.
 func (c *Config) validate(elsewhere bool) (errs []error) {
 	bad := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: %w", key, fmt.Errorf(format, args...)))
@@ -45,7 +45,7 @@ func (c *Config) validate(elsewhere bool) (errs []error) {
 		}
 	}
 	for _, role := range []string{"storage", "crawler"} {
-		if a := c.Address(role); a != "" && !loopback(a) && c.InternalToken == "" {
+		if a := c.Address(role); a != "" && !loopback(a) && c.InternalToken == "" && !elsewhere {
 			bad("internal-token", "the %s role listens on %s, beyond loopback: a token is needed", role, a)
 		}
 	}
