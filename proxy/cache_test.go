@@ -327,7 +327,7 @@ func TestSumDB(t *testing.T) {
 		{"/sumdb/sum.golang.org/supported", "", 200, goproxy.CacheBriefly, "", 0},
 		{"/cached-only/sumdb/sum.golang.org/supported", "", 200, goproxy.CacheBriefly, "", 0},
 		{"/sumdb/other.example/supported", "", 404, goproxy.CacheBriefly, "other.example", 0},
-		{"/sumdb/sum.golang.org/lookup/private.example@v1.0.0", "", 403, goproxy.CacheNever, "is private here", 0},
+		{"/sumdb/sum.golang.org/lookup/private.example@v1.0.0", "", 403, goproxy.CacheNever, "GONOSUMDB has to have it", 0},
 		{"/sumdb/sum.golang.org/lookup/Bad@v1.0.0", "", 400, goproxy.CacheNever, "not a lookup", 0},
 		{"/sumdb/sum.golang.org/else", "", 404, goproxy.CacheBriefly, "not a path", 0},
 		{"/cached-only" + lookup, "", 404, goproxy.CacheNever, "nothing is fetched", 0},

@@ -49,7 +49,7 @@ func (p *Proxy) ServeSumDB(s *SumDB) echo.HandlerFunc {
 				return err
 			}
 			if s.Private(modPath) {
-				return goproxy.Errorf(http.StatusForbidden, "%s@%s is private here: it is not looked up in a checksum database", modPath, version)
+				return goproxy.Errorf(http.StatusForbidden, "%s@%s is private here: it is not looked up in a checksum database; GONOSUMDB has to have it too, where the go command runs", modPath, version)
 			}
 		case strings.HasPrefix(path, "/tile/") && !strings.Contains(path, ".."):
 			cache = goproxy.CacheImmutable
