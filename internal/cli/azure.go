@@ -70,6 +70,9 @@ make databases. In production Terraform makes them (deploy/terraform).`,
 			if cfg.Store != "cosmos" {
 				return fmt.Errorf("store %s needs no preparation; it is --store=cosmos that does", cfg.Store)
 			}
+			if t.Manual < 0 || t.AutoscaleMax < 0 {
+				return fmt.Errorf("throughput and autoscale are numbers of units, not %d", min(t.Manual, t.AutoscaleMax))
+			}
 			a := azureOf(cfg)
 			report := func(s string) { fmt.Fprintln(cmd.OutOrStdout(), s) }
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Minute)

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/athensctl/athensctl/storage"
+	"github.com/athensctl/athensctl/storage/disk"
 )
 
 // A command that is interrupted while somebody does not answer says so, and not that
@@ -45,6 +48,46 @@ func TestInterrupted(t *testing.T) {
 				t.Error("nobody was asked")
 			}
 		})
+	}
+}
+
+// A number that can't be meant is refused, and not taken for another.
+func TestWrongNumbers(t *testing.T) {
+	for args, want := range map[string]string{
+		"queue list --store=memory --limit=0":     "limit: 0 is not",
+		"queue list --store=memory --limit=-1":    "limit: -1 is not",
+		"queue list --store=memory --limit=10001": "limit: 10001 is not",
+		"storage init --store=cosmos --cosmos-endpoint=http://127.0.0.1:1 --throughput=-5 --cosmos-key=" + key: "not -5",
+		"storage init --store=cosmos --cosmos-endpoint=http://127.0.0.1:1 --autoscale=-5 --cosmos-key=" + key:  "not -5",
+	} {
+		var out, errs bytes.Buffer
+		if status := Main(strings.Fields(args), nil, &out, &errs); status != 1 || !strings.Contains(errs.String(), want) {
+			t.Errorf("%s: exit status %d, %s%s", args, status, &out, &errs)
+		}
+	}
+}
+
+// What the limit leaves out is not left out in silence.
+func TestQueueLimit(t *testing.T) {
+	dir := t.TempDir()
+	s, err := disk.Open(dir, disk.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"example.com/a", "example.com/b"} {
+		if _, err := s.Enqueue(t.Context(), storage.Job{Key: storage.Key{Path: path, File: storage.FileList}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for limit, said := range map[string]string{"1": "1 jobs of 2: see --limit\n", "2": "", "10000": ""} {
+		var out, errs bytes.Buffer
+		status := Main([]string{"queue", "list", "--data-dir", dir, "--limit", limit}, nil, &out, &errs)
+		if status != 0 || errs.String() != said || !strings.Contains(out.String(), "@#list") {
+			t.Errorf("limit %s: exit status %d, %s%s", limit, status, &out, &errs)
+		}
 	}
 }
 
