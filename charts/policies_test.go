@@ -96,6 +96,8 @@ func TestNetworkPolicies(t *testing.T) {
 		"identity and more": {"store.cosmos.endpoint=https://a.example.com,networkPolicy.storageTo[0].to[0].ipBlock.cidr=10.1.2.3/32," + `storage.serviceAccount.annotations.azure\.workload\.identity/client-id=x`,
 			"443 > anywhere; all ports > 10.1.2.3/32"},
 	}
+	// Where not everybody may reach the proxy, who reads metrics has to.
+	sites["proxyFrom and metricsFrom"] = []string{"--set", "networkPolicy.proxyFrom[0].namespaceSelector.matchLabels.name=entrance,networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.name=monitoring"}
 	wants := map[string]table{}
 	for name, c := range asked {
 		sites[name] = []string{"--set", "store.type=cosmos," + c[0]}
@@ -111,6 +113,8 @@ func TestNetworkPolicies(t *testing.T) {
 	to["crawler"] += "; 7999 8443 > 10.1.2.3/32"
 	from := maps.Clone(plain)
 	from["proxy from"] = "http > map[matchLabels:map[name:entrance]], test"
+	wants["proxyFrom and metricsFrom"] = watched(from, "map[matchLabels:map[name:monitoring]]")
+	wants["proxyFrom and metricsFrom"]["proxy from"] = "http > map[matchLabels:map[name:entrance]], map[matchLabels:map[name:monitoring]], test"
 	maps.Copy(wants, map[string]table{
 		"default": plain, "laptop": plain, "private": plain, "crawlerTo": to, "proxyFrom": from,
 		"operators": watched(roles([3]string{dns + "; http > storage; http > crawler; " + traces, dns + "; " + traces, dns + "; http > storage; " + traces + "; " + internet},

@@ -1,12 +1,31 @@
 package charts
 
 import (
+	"os"
+	"os/exec"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/athensctl/athensctl/config"
 )
+
+// A name that YAML takes for something else than text is a name all the same.
+func TestOddNames(t *testing.T) {
+	text, err := render(t, "--set-string", "nameOverride=on,fullnameOverride=modules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range objects(t, text) {
+		if name := at(o, "metadata", "labels", "app.kubernetes.io/name"); name != "on" {
+			t.Errorf("%v: a label is %v, a %T", o["kind"], name, name)
+		}
+	}
+	if out, err := conform(t, text); err != nil {
+		t.Errorf("kubeconform: %s", out)
+	}
+}
 
 // What can't work is refused, with a sentence that says why.
 func TestRefused(t *testing.T) {
@@ -35,7 +54,9 @@ func TestRefused(t *testing.T) {
 		"ingress.hosts={a.example.com}":                               "ingress is not enabled",
 		"ingress.enabled=true,ingress.hosts={a.example.com},httpRoute.enabled=true,httpRoute.parentRefs[0].name=g": "ingress and httpRoute are both enabled",
 		"httpRoute.enabled=true": "httpRoute.parentRefs is needed",
-		"ingress.enabled=true,ingress.hosts={a.example.com},proxy.replicas=0":                            "proxy.replicas is 0",
+		"ingress.enabled=true,ingress.hosts={a.example.com},proxy.replicas=0":    "proxy.replicas is 0",
+		"httpRoute.enabled=true,httpRoute.parentRefs[0].name=g,proxy.replicas=0": "httpRoute is enabled, but proxy.replicas is 0",
+		"proxy.cacheSize=8": "proxy.cacheSize is 8: 64Mi is the least",
 		"proxy.autoscaling.enabled=true,proxy.autoscaling.minReplicas=9,proxy.autoscaling.maxReplicas=3": "minReplicas 9 is above maxReplicas 3",
 		"proxy.autoscaling.enabled=true,proxy.resources.requests=null":                                   "proxy.resources.requests.cpu is needed",
 		"crawler.keda.authenticationRef.name=a":                                                          "authenticationRef is set, but crawler.keda is not enabled",
@@ -94,6 +115,47 @@ func TestRefused(t *testing.T) {
 			t.Errorf("--set %s: rendered %d bytes, want %q", set, len(out), want)
 		} else if !strings.Contains(err.Error(), want) {
 			t.Errorf("--set %s: %v\nwant %q", set, err, want)
+		}
+	}
+}
+
+// An upgrade with --reuse-values has the defaults of the chart before, and lacks those that
+// are new: what to do is said.
+func TestReusedValues(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(chart)); err != nil {
+		t.Fatal(err)
+	}
+	values, err := exec.Command("tar", "-xzOf", "../test/cluster/testdata/athensctl-0.1.0.tgz", "athensctl/values.yaml").Output()
+	if err != nil || len(values) == 0 {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/values.yaml", values, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(tool(t, "helm", "HELM"), "template", "site", dir).CombinedOutput(); err == nil || !strings.Contains(string(out), "--reset-then-reuse-values") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// What helm install says to type next works: behind a CDN, and where no checksum database is.
+func TestNotes(t *testing.T) {
+	for values, want := range map[string][]string{
+		"requireHeader.existingSecret=lock": {"GOPROXY=https://NAME", "CDN", "lock", "403"},
+		"networkMode=offline":               {"GOPROXY=http://127.0.0.1:3000", "GOSUMDB=off"},
+		"networkMode=strict":                {"GOPROXY=http://127.0.0.1:3000"},
+	} {
+		cmd := exec.Command(tool(t, "helm", "HELM"), "install", "site", chart, "--dry-run=client", "--set", values)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+os.DevNull)
+		out, err := cmd.Output()
+		_, notes, ok := strings.Cut(string(out), "\nNOTES:\n")
+		if err != nil || !ok {
+			t.Fatal(err, string(out))
+		}
+		for _, text := range []string{"GOPROXY=http://127.0.0.1:3000", "GOPROXY=https://NAME", "GOSUMDB=off", "CDN", "lock", "403"} {
+			if wanted := slices.Contains(want, text); strings.Contains(notes, text) != wanted {
+				t.Errorf("%s: %q in these notes, wanted %v:\n%s", values, text, wanted, notes)
+			}
 		}
 	}
 }

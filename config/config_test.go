@@ -80,6 +80,7 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"--upstream=ftp://x", "", `upstream: "ftp://x"`},
 		{"--upstream=,", "", `upstream: it is empty`},
 		{"--private=[", "", `private: "["`},
+		{"--vcs-insecure=[", "", `vcs-insecure: "["`},
 		{"--internal-token=short", "", `internal-token: it has 5 characters`},
 		{"--role=proxy", "", `storage-url: role proxy needs it|crawler-url: role proxy needs it`},
 		{"--role=crawler", "", `storage-url: role crawler needs it`},
@@ -180,13 +181,40 @@ func TestFileIsStrict(t *testing.T) {
 
 // What is not matched is told to the public checksum database.
 func TestPrivateToleratesSpaces(t *testing.T) {
-	c, err := load(t, []string{"--private= a.example, b.example/*,"}, nil)
+	c, err := load(t, []string{"--private= a.example, b.example/*,", "--vcs-insecure=a.example, b.example/*"}, nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if c.VCSInsecure != "a.example,b.example/*" {
+		t.Errorf("vcs-insecure is %q", c.VCSInsecure)
 	}
 	for path, want := range map[string]bool{"a.example/x": true, "b.example/x": true, "b.example/x/y": true, "c.example/x": false} {
 		if got := c.IsPrivate(path); got != want {
 			t.Errorf("IsPrivate(%s) = %v", path, got)
+		}
+	}
+}
+
+// What goes through a storage role that runs takes the settings of that role's own process:
+// of an air-gapped site, of one in Azure.
+func TestForStore(t *testing.T) {
+	const url = "--storage-url=http://127.0.0.1:3001"
+	for _, args := range [][]string{
+		{url, "--listen=:3000"}, // as the image has it
+		{url, "--role=storage"},
+		{url, "--role=storage", "--network-mode=offline"},
+		{url, "--role=storage", "--store=cosmos", "--cosmos-endpoint=https://a.example.com", "--blob-endpoint=https://b.example.com"},
+	} {
+		flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+		Flags(flags)
+		if err := flags.Parse(append(args, "--data-dir="+t.TempDir())); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := LoadForStore(flags, nil); err != nil || c.Has("storage") || c.StorageURL == "" {
+			t.Errorf("%q: %v", args, err)
+		}
+		if _, err := Load(flags, nil); err == nil {
+			t.Errorf("%q: serve would take it", args)
 		}
 	}
 }

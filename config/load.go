@@ -62,7 +62,8 @@ func Load(flags *pflag.FlagSet, environ []string) (*Config, error) {
 }
 
 // LoadForStore is Load for a command that serves nobody and works on the store: where
-// storage-url is set, that of the storage role there, whatever role says.
+// storage-url is set, that of the storage role there, whatever role, network-mode and the
+// settings of a store of Azure's say: those of the storage process will do.
 func LoadForStore(flags *pflag.FlagSet, environ []string) (*Config, error) {
 	return read(flags, environ, true)
 }
@@ -128,14 +129,15 @@ func read(flags *pflag.FlagSet, environ []string, forStore bool) (*Config, error
 		}
 	}
 	// The matcher takes spaces literally: "a, b" would not cover b.
-	for _, p := range []*string{&c.Private, &c.CrawlMatch} {
+	for _, p := range []*string{&c.Private, &c.CrawlMatch, &c.VCSInsecure} {
 		*p = strings.Join(strings.FieldsFunc(*p, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }), ",")
 	}
-	if forStore && c.StorageURL != "" && c.Has("storage") {
+	elsewhere := forStore && c.StorageURL != "" && c.Has("storage")
+	if elsewhere {
 		c.Role = "crawler"
 	}
 	if len(errs) == 0 {
-		errs = c.validate()
+		errs = c.validate(elsewhere)
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	if err := errors.Join(errs...); err != nil {

@@ -14,7 +14,9 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-func (c *Config) validate() (errs []error) {
+// validate says what can't be. elsewhere: the store is that of another process, whose
+// settings are here too, and nobody listens.
+func (c *Config) validate(elsewhere bool) (errs []error) {
 	bad := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: %w", key, fmt.Errorf(format, args...)))
 	}
@@ -43,7 +45,7 @@ func (c *Config) validate() (errs []error) {
 		}
 	}
 	for _, role := range []string{"storage", "crawler"} {
-		if a := c.Address(role); a != "" && !loopback(a) && c.InternalToken == "" {
+		if a := c.Address(role); a != "" && !loopback(a) && c.InternalToken == "" && !elsewhere {
 			bad("internal-token", "the %s role listens on %s, beyond loopback: a token is needed", role, a)
 		}
 	}
@@ -60,9 +62,11 @@ func (c *Config) validate() (errs []error) {
 		bad("data-dir", "no home folder is known to put it in: name one")
 	}
 	oneOf("store", c.Store, "disk", "cosmos", "memory")
-	c.validateAzure(bad)
+	if !elsewhere {
+		c.validateAzure(bad)
+	}
 	oneOf("network-mode", c.NetworkMode, "strict", "fallback", "offline")
-	if c.NetworkMode == "offline" && !c.Has("proxy") && c.Has("crawler") {
+	if c.NetworkMode == "offline" && !c.Has("proxy") && c.Has("crawler") && !elsewhere {
 		bad("network-mode", "offline: the crawler has nothing to do then; role is %s", c.Role)
 	}
 	oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error")
@@ -95,7 +99,7 @@ func (c *Config) validate() (errs []error) {
 	if _, err := ParseUpstream(c.Upstream); err != nil {
 		bad("upstream", "%w", err)
 	}
-	for key, patterns := range map[string]string{"private": c.Private, "crawl-match": c.CrawlMatch} {
+	for key, patterns := range map[string]string{"private": c.Private, "crawl-match": c.CrawlMatch, "vcs-insecure": c.VCSInsecure} {
 		for p := range strings.SplitSeq(patterns, ",") {
 			if _, err := path.Match(p, ""); err != nil || strings.Contains(p, "://") {
 				bad(key, "%q is not a pattern of module paths such as git.example.com/*", p)

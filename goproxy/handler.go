@@ -236,15 +236,11 @@ func writeBytes(c echo.Context, body []byte, modTime time.Time) error {
 	return nil
 }
 
-// writeBlob writes a file or the ranges of it that were asked for. It writes
-// beside echo's Response, which hides the io.ReaderFrom that sendfile needs.
+// writeBlob writes a file or the ranges of it that were asked for.
 func writeBlob(c echo.Context, blob *Blob) error {
 	res, r := c.Response(), c.Request()
 	if rs, ok := blob.ReadCloser.(io.ReadSeeker); ok {
-		w := &counter{ResponseWriter: res.Writer}
-		// ServeContent handles Range and If-Range; setImmutable has handled the rest.
-		http.ServeContent(w, r, "", blob.ModTime, rs)
-		res.Status, res.Size, res.Committed = w.status, w.size, true
+		ServeContent(c, blob.ModTime, rs) // setImmutable has handled some of the conditions
 		return nil
 	}
 	h := res.Header()
@@ -280,6 +276,28 @@ func writeBlob(c echo.Context, blob *Blob) error {
 		panic(http.ErrAbortHandler)
 	}
 	return nil
+}
+
+// ServeContent answers with content, by http.ServeContent: the conditions and ranges of the
+// request are heeded, ETag and Content-Type are the caller's. An answer that is an error of
+// those is not to be kept, whatever Cache-Control the caller has set. It writes beside echo's
+// Response, which hides the io.ReaderFrom that sendfile needs.
+func ServeContent(c echo.Context, modTime time.Time, content io.ReadSeeker) {
+	res, r := c.Response(), c.Request()
+	// A unit that is not known has to be ignored, and of nothing there is no part (RFC 9110,
+	// 14.1 and 14.2); http.ServeContent refuses the first, and has a Content-Range of no
+	// bytes for the second.
+	if spec, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); !ok || strings.TrimSpace(spec) == "-0" || isEmpty(content) {
+		r.Header.Del("Range")
+	}
+	w := &counter{ResponseWriter: res.Writer}
+	http.ServeContent(w, r, "", modTime, content)
+	res.Status, res.Size, res.Committed = w.status, w.size, true
+}
+
+func isEmpty(content io.Seeker) bool {
+	size, err := content.Seek(0, io.SeekEnd)
+	return err == nil && size == 0
 }
 
 // oneRange reads a Range header of a single range for content that cannot seek. The

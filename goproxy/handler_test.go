@@ -246,7 +246,8 @@ func TestRanges(t *testing.T) {
 			{"bytes=0-3", `"other"`, 200, "", zipText},
 			{"bytes=0-3", "Fri, 02 Jan 2026 03:04:05 GMT", 206, "bytes 0-3/20", "0123"},
 			{"bytes=0-3", "Fri, 02 Jan 2026 03:04:06 GMT", 200, "", zipText},
-			{"items=0-3", "", 0, "", ""},
+			{"items=0-3", "", 200, "", zipText}, // RFC 9110, 14.2: a unit that is not known is ignored
+			{"bytes=-0", "", 200, "", zipText},
 			{"bytes=3-0", "", 0, "", ""},
 			{"bytes=x-", "", 0, "", ""},
 			{"bytes=20-", "", 416, "bytes */20", ""},
@@ -281,6 +282,11 @@ func TestRanges(t *testing.T) {
 				if tc.status == 206 && !strings.Contains(headers, fmt.Sprintf("Content-Length: %d", len(tc.body))) {
 					t.Errorf("%s of a %s, %s: %s", method, seek, tc.spec, headers)
 				}
+			}
+		}
+		for _, spec := range []string{"bytes=0-3", "bytes=-4"} { // of nothing
+			if status, headers, body := answer(t, srv, "GET", "/example.com/untagged/@v/list", "Range", spec); status != 200 || body != "" || strings.Contains(headers, "Content-Range") {
+				t.Errorf("an empty list, %s: %d %q %s", spec, status, body, headers)
 			}
 		}
 	}

@@ -327,7 +327,7 @@ func TestSumDB(t *testing.T) {
 		{"/sumdb/sum.golang.org/supported", "", 200, goproxy.CacheBriefly, "", 0},
 		{"/cached-only/sumdb/sum.golang.org/supported", "", 200, goproxy.CacheBriefly, "", 0},
 		{"/sumdb/other.example/supported", "", 404, goproxy.CacheBriefly, "other.example", 0},
-		{"/sumdb/sum.golang.org/lookup/private.example@v1.0.0", "", 403, goproxy.CacheNever, "is private here", 0},
+		{"/sumdb/sum.golang.org/lookup/private.example@v1.0.0", "", 403, goproxy.CacheNever, "GONOSUMDB has to have it", 0},
 		{"/sumdb/sum.golang.org/lookup/Bad@v1.0.0", "", 400, goproxy.CacheNever, "not a lookup", 0},
 		{"/sumdb/sum.golang.org/else", "", 404, goproxy.CacheBriefly, "not a path", 0},
 		{"/cached-only" + lookup, "", 404, goproxy.CacheNever, "nothing is fetched", 0},
@@ -360,6 +360,15 @@ func TestSumDB(t *testing.T) {
 	again := b.get("/sumdb/sum.golang.org/tile/8/0/002", "If-Modified-Since", first)
 	if whole := b.get("/sumdb/sum.golang.org/tile/8/0/002").Header().Get("Last-Modified"); first == "" || again.Code != 304 || whole != first {
 		t.Errorf("a tile: Last-Modified %q; then %d, %q", first, again.Code, whole)
+	}
+	if w := newBed(t, Offline).get(lookup); w.Code != 404 || !strings.Contains(w.Body.String(), "GOSUMDB=off") {
+		t.Errorf("offline: %d %s", w.Code, w.Body) // what a person is shown says what to do
+	}
+	// What is wrong with a request is no answer for another, who would get it for a year.
+	for _, tc := range [][2]string{{"If-Match", `"other"`}, {"If-Unmodified-Since", "Mon, 01 Jan 2001 00:00:00 GMT"}, {"Range", "bytes=1000-"}, {"Range", "bytes=x"}} {
+		if w := b.get(tile, tc[0], tc[1]); w.Code/100 != 4 || w.Header().Get("Cache-Control") != goproxy.CacheNever {
+			t.Errorf("%s: %s: %d, Cache-Control %q", tc[0], tc[1], w.Code, w.Header().Get("Cache-Control"))
+		}
 	}
 	for _, path := range []string{lookup, "/sumdb/sum.golang.org/latest"} {
 		if at := b.get(path).Header().Get("Last-Modified"); at != "" {

@@ -49,7 +49,7 @@ func (p *Proxy) ServeSumDB(s *SumDB) echo.HandlerFunc {
 				return err
 			}
 			if s.Private(modPath) {
-				return goproxy.Errorf(http.StatusForbidden, "%s@%s is private here: it is not looked up in a checksum database", modPath, version)
+				return goproxy.Errorf(http.StatusForbidden, "%s@%s is private here: it is not looked up in a checksum database; GONOSUMDB has to have it too, where the go command runs", modPath, version)
 			}
 		case strings.HasPrefix(path, "/tile/") && !strings.Contains(path, ".."):
 			cache = goproxy.CacheImmutable
@@ -71,7 +71,7 @@ func (p *Proxy) ServeSumDB(s *SumDB) echo.HandlerFunc {
 		h.Set("Content-Type", contentType)
 		sum := sha256.Sum256(b)
 		h.Set("ETag", `"`+hex.EncodeToString(sum[:12])+`"`)
-		http.ServeContent(c.Response(), c.Request(), "", kept, bytes.NewReader(b))
+		goproxy.ServeContent(c, kept, bytes.NewReader(b))
 		return nil
 	}
 }
@@ -87,6 +87,9 @@ func (p *Proxy) sumdb(ctx context.Context, s *SumDB, path string) (b []byte, kep
 	}
 	if !mayFetch {
 		e := goproxy.NotFound("%s: not kept, and nothing is fetched for this request", key)
+		if p.o.Mode == Offline {
+			e = goproxy.NotFound("%s: not kept, and network-mode is offline: GOSUMDB=off, or GONOSUMDB, has the go command go by go.sum alone", key)
+		}
 		e.NoStore = true
 		return nil, kept, e
 	}

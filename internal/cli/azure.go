@@ -32,8 +32,8 @@ func azureOf(cfg *config.Config) azure {
 	return a
 }
 
-func (p *process) openCosmos() (*cosmos.Store, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
+func (p *process) openCosmos(ctx context.Context) (*cosmos.Store, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	a := azureOf(p.cfg)
 	tmp, err := p.tempDir()
@@ -51,7 +51,7 @@ func (p *process) openCosmos() (*cosmos.Store, error) {
 
 // storageCommand is what an operator does with the store itself.
 func storageCommand(environ []string) *cobra.Command {
-	storage := &cobra.Command{Use: "storage", Short: "Prepare the store"}
+	storage := group(&cobra.Command{Use: "storage", Short: "Prepare the store"})
 	var t cosmos.Throughput
 	initialise := &cobra.Command{
 		Use:   "init",
@@ -70,17 +70,21 @@ make databases. In production Terraform makes them (deploy/terraform).`,
 			if cfg.Store != "cosmos" {
 				return fmt.Errorf("store %s needs no preparation; it is --store=cosmos that does", cfg.Store)
 			}
+			if t.Manual < 0 || t.AutoscaleMax < 0 {
+				return fmt.Errorf("throughput and autoscale are numbers of units, not %d", min(t.Manual, t.AutoscaleMax))
+			}
 			a := azureOf(cfg)
 			report := func(s string) { fmt.Fprintln(cmd.OutOrStdout(), s) }
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Minute)
 			defer cancel()
-			if err := cosmos.Init(ctx, a.cosmos, t, report); err != nil {
-				return err
+			err = cosmos.Init(ctx, a.cosmos, t, report)
+			if err == nil && a.blob != nil {
+				err = blob.Init(ctx, *a.blob, report)
 			}
-			if a.blob != nil {
-				return blob.Init(ctx, *a.blob, report)
+			if err != nil && cmd.Context().Err() != nil {
+				return cmd.Context().Err() // the SDK has words of its own for it
 			}
-			return nil
+			return err
 		},
 	}
 	config.Flags(initialise.Flags())

@@ -38,6 +38,11 @@ func Main(args, environ []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process as it is
+	return execute(ctx, args, environ, stdout, stderr)
+}
+
+// execute is Main until ctx ends, which is an interruption.
+func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	root := command(environ, stderr)
 	root.SetArgs(args)
 	root.SetOut(stdout)
@@ -52,6 +57,13 @@ func Main(args, environ []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "athensctl:", err)
 		return 1
 	}
+}
+
+// group makes a command that has others below it refuse a name that is none of theirs, for
+// which cobra prints the help and exits with 0.
+func group(cmd *cobra.Command) *cobra.Command {
+	cmd.Args, cmd.RunE = cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	return cmd
 }
 
 func command(environ []string, stderr io.Writer) *cobra.Command {

@@ -53,6 +53,9 @@ func doctorCommand(environ []string) *cobra.Command {
 				ctx, cancel := context.WithTimeout(cmd.Context(), checkTimeout)
 				err := c.try(ctx)
 				cancel()
+				if cmd.Context().Err() != nil {
+					return cmd.Context().Err() // nothing is wrong with what was not tried to its end
+				}
 				if err != nil {
 					bad++
 					fmt.Fprintf(cmd.OutOrStdout(), "FAIL  %s: %v\n", c.what, err)

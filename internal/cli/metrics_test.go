@@ -45,7 +45,7 @@ func TestMetricsPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := newProcess(cfg, slog.New(slog.NewTextHandler(io.Discard, nil)))
-	for _, role := range []func() error{p.addStorage, p.addCrawler, p.addProxy} {
+	for _, role := range []func() error{func() error { return p.addStorage(t.Context()) }, p.addCrawler, p.addProxy} {
 		if err := role(); err != nil {
 			t.Fatal(err)
 		}

@@ -20,22 +20,31 @@ import (
 // queueTimeout bounds one command.
 const queueTimeout = time.Minute
 
+// jobsAtMost is how many jobs a storage role tells of at once.
+const jobsAtMost = 10000
+
 func queueCommand(environ []string, stderr io.Writer) *cobra.Command {
-	queue := &cobra.Command{
+	queue := group(&cobra.Command{
 		Use:   "queue",
 		Short: "Look at the queue of fetches, and change it",
 		Long: `The queue is that of the store that the settings name, or of the storage role at --storage-url. A job's name is
 MODULE@QUERY#FILE, as list prints it.`,
-	}
+	})
 	var limit int
 	list := &cobra.Command{
 		Use: "list", Short: "Print the jobs: those that failed first, then by age", Args: cobra.NoArgs,
 		RunE: withLedger(environ, stderr, func(ctx context.Context, cmd *cobra.Command, l storage.Ledger, _ []string) error {
-			jobs, err := l.Jobs(ctx, limit)
+			if limit < 1 || limit > jobsAtMost {
+				return fmt.Errorf("limit: %d is not a number from 1 to %d", limit, jobsAtMost)
+			}
+			jobs, err := l.Jobs(ctx, jobsAtMost) // they come in no order
 			if err != nil {
 				return err
 			}
-			printJobs(cmd.OutOrStdout(), jobs, time.Now())
+			printJobs(cmd.OutOrStdout(), jobs, limit, time.Now())
+			if more := len(jobs) == jobsAtMost; more || len(jobs) > limit {
+				fmt.Fprintf(stderr, "%d jobs of %d%s: see --limit\n", min(limit, len(jobs)), len(jobs), map[bool]string{true: " or more"}[more])
+			}
 			return nil
 		}),
 	}
@@ -57,7 +66,7 @@ MODULE@QUERY#FILE, as list prints it.`,
 		config.Flags(c.Flags())
 		queue.AddCommand(c)
 	}
-	list.Flags().IntVar(&limit, "limit", 1000, "jobs to print at most; up to 10000")
+	list.Flags().IntVar(&limit, "limit", 1000, fmt.Sprintf("jobs to print at most; up to %d", jobsAtMost))
 	return queue
 }
 
@@ -70,7 +79,7 @@ func withLedger(environ []string, stderr io.Writer, f func(context.Context, *cob
 		}
 		p := newProcess(cfg, newLogger(cfg, stderr))
 		defer func() { err = errors.Join(err, p.close()) }()
-		if err := p.openStore(); err != nil {
+		if err := p.openStore(cmd.Context()); err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), queueTimeout)
@@ -117,13 +126,14 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-func printJobs(w io.Writer, jobs []storage.Job, now time.Time) {
+// printJobs prints the first of jobs, limit at most.
+func printJobs(w io.Writer, jobs []storage.Job, limit int, now time.Time) {
 	slices.SortFunc(jobs, func(a, b storage.Job) int {
 		return cmp.Or(-cmp.Compare(min(a.LastStatus, 1), min(b.LastStatus, 1)), a.Created.Compare(b.Created), cmp.Compare(a.Key.String(), b.Key.String()))
 	})
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "JOB\tSTATE\tAGE\tTRIES\tLAST ERROR")
-	for _, j := range jobs {
+	for _, j := range jobs[:min(limit, len(jobs))] {
 		state := "waits"
 		switch {
 		case j.ParkedErr(now) != nil:

@@ -21,7 +21,7 @@ func TestPrintJobs(t *testing.T) {
 		{Key: key("example.com/again"), Created: now.Add(-time.Hour), NotBefore: now.Add(4 * time.Second), Attempts: 2, LastStatus: 504, LastErr: "no answer\nat all"},
 		{Key: key("example.com/parked"), Created: now.Add(-2 * time.Hour), NotBefore: now.Add(time.Minute), Parked: true, Attempts: 5, LastStatus: 502, LastErr: "out of order"},
 		{Key: key("example.com/due"), Created: now.Add(-3 * time.Hour), NotBefore: now.Add(-time.Minute), Parked: true, Attempts: 6, LastStatus: 502, LastErr: "out of order"},
-	}, now)
+	}, 5, now)
 	var got []string
 	for line := range strings.Lines(out.String()) {
 		got = append(got, strings.Join(strings.Fields(line), " "))
@@ -36,6 +36,11 @@ func TestPrintJobs(t *testing.T) {
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	out.Reset()
+	printJobs(&out, []storage.Job{{Key: key("example.com/young"), Created: now}, {Key: key("example.com/old"), Created: now.Add(-time.Hour)}}, 1, now)
+	if !strings.Contains(out.String(), "example.com/old") || strings.Contains(out.String(), "example.com/young") {
+		t.Errorf("the first of two:\n%s", out.String())
 	}
 }
 

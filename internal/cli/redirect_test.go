@@ -44,7 +44,7 @@ func TestRedirectsInside(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := newProcess(cfg, slog.New(slog.NewTextHandler(io.Discard, nil)))
-		if err := p.openStore(); err != nil {
+		if err := p.openStore(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		p.silent = true

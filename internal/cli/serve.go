@@ -91,7 +91,7 @@ func runServe(ctx context.Context, cfg *config.Config, stderr io.Writer) (err er
 	defer cancel()
 	p.patience = patience
 	// Each needs what stands before it.
-	for _, role := range []func() error{p.addStorage, p.addCrawler, p.addProxy} {
+	for _, role := range []func() error{func() error { return p.addStorage(ctx) }, p.addCrawler, p.addProxy} {
 		if err := role(); err != nil {
 			return err
 		}
@@ -134,8 +134,9 @@ func (p *process) tempDir() (string, error) {
 	return dir, err
 }
 
-// openStore opens the store that this process has, or the client of another's.
-func (p *process) openStore() error {
+// openStore opens the store that this process has, or the client of another's. The end of
+// ctx ends the attempt.
+func (p *process) openStore(ctx context.Context) error {
 	cfg := p.cfg
 	if !cfg.Has("storage") {
 		urls, err := config.ParseURLs(cfg.StorageURL)
@@ -152,7 +153,7 @@ func (p *process) openStore() error {
 		s := memory.New(cfg.QueueMax, nil)
 		p.store, p.ledger = s, s
 	case "cosmos":
-		s, err := p.openCosmos()
+		s, err := p.openCosmos(ctx)
 		if err != nil {
 			return err
 		}
@@ -176,7 +177,10 @@ func (p *process) openStore() error {
 func (p *process) openDisk() (*disk.Store, error) {
 	for first := true; ; first = false {
 		s, err := disk.Open(p.cfg.DataDir, disk.Options{QueueMax: p.cfg.QueueMax, Log: p.log})
-		if !errors.Is(err, disk.ErrLocked) || p.patience == nil || p.patience.Err() != nil {
+		switch {
+		case errors.Is(err, disk.ErrLocked) && p.patience == nil:
+			return nil, fmt.Errorf("%w: end it, or name it with storage-url (its storage role has to listen: listen, or storage-listen beside other roles)", err)
+		case !errors.Is(err, disk.ErrLocked) || p.patience.Err() != nil:
 			return s, err
 		}
 		if first {
@@ -185,8 +189,8 @@ func (p *process) openDisk() (*disk.Store, error) {
 	}
 }
 
-func (p *process) addStorage() error {
-	if err := p.openStore(); err != nil || !p.cfg.Has("storage") {
+func (p *process) addStorage(ctx context.Context) error {
+	if err := p.openStore(ctx); err != nil || !p.cfg.Has("storage") {
 		return err
 	}
 	cfg := p.cfg

@@ -41,7 +41,7 @@ func transferCommands(environ []string, stderr io.Writer) []*cobra.Command {
 				return err
 			}
 			p := newProcess(cfg, newLogger(cfg, stderr))
-			if err := p.openStore(); err != nil {
+			if err := p.openStore(cmd.Context()); err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, p.close()) }()

@@ -223,10 +223,11 @@ storage role that runs.`,
 			r := warmAll(cmd.Context(), src, all, parallel, bar, stderr)
 			bar.clear()
 			fmt.Fprintf(cmd.OutOrStdout(), "%d versions, %d failed, %s of zips\n", r.Done.Load(), r.Failed.Load(), size(r.Bytes.Load()))
+			err = cmd.Context().Err()
 			if n := r.Failed.Load(); n > 0 {
-				return fmt.Errorf("%d versions failed", n)
+				err = errors.Join(err, fmt.Errorf("%d versions failed", n))
 			}
-			return cmd.Context().Err()
+			return err
 		},
 	}
 	config.Flags(warm.Flags())
@@ -262,7 +263,7 @@ func warmSource(ctx context.Context, cfg *config.Config, server string, stderr i
 	}
 	p := newProcess(cfg, newLogger(cfg, stderr))
 	p.silent = true
-	if err = errors.Join(p.openStore(), p.addCrawler()); err == nil && p.crawler == nil {
+	if err = errors.Join(p.openStore(ctx), p.addCrawler()); err == nil && p.crawler == nil {
 		err = errors.New("network-mode offline: nothing can be fetched")
 	}
 	if err != nil {
@@ -296,6 +297,9 @@ func warmAll(ctx context.Context, src goproxy.Source, all seeds, parallel int, b
 			r.Bytes.Add(n)
 			mu.Lock()
 			defer mu.Unlock()
+			if err != nil && ctx.Err() != nil {
+				return nil // it has not failed: it was left
+			}
 			if err != nil {
 				r.Failed.Add(1)
 				bar.clear()

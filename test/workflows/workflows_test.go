@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"text/template"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -52,6 +53,29 @@ func TestWorkflows(t *testing.T) {
 	}
 	if err := samePins(all); err != nil {
 		t.Error(err)
+	}
+}
+
+// The notes of a release name the image as image.yml does, which leaves the v off.
+func TestReleaseNotes(t *testing.T) {
+	text, err := os.ReadFile(root + "/.goreleaser.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var release struct{ Release struct{ Footer string } }
+	if err := yaml.Unmarshal(text, &release); err != nil {
+		t.Fatal(err)
+	}
+	var footer strings.Builder
+	// Source: https://goreleaser.com/customization/templates: Version is Tag without the v.
+	err = template.Must(template.New("").Parse(release.Release.Footer)).Execute(&footer, map[string]string{"Tag": "v1.2.3", "Version": "1.2.3"})
+	if err != nil || !strings.Contains(files(t)[".github/workflows/image.yml"], "$NAME:${TAG#v}") {
+		t.Fatal("the footer or image.yml is not what this test knows", err)
+	}
+	for _, want := range []string{"`ghcr.io/athensctl/athensctl:1.2.3`", "/blob/v1.2.3/docs/delivery.md"} {
+		if !strings.Contains(footer.String(), want) {
+			t.Errorf("the footer is without %s:\n%s", want, &footer)
+		}
 	}
 }
 

@@ -1,4 +1,9 @@
+{{/* Every template begins with the name, so that what is missing is said before one fails for it. It
+is the newest value that is looked for. */}}
 {{- define "athensctl.fullname" -}}
+{{- if not (hasKey .Values.crawler.keda "authenticationRef") }}
+{{- fail "values are missing that this chart has defaults for: helm upgrade --reuse-values takes those of the chart before; --reset-then-reuse-values takes the defaults of this one, with your values on top" }}
+{{- end -}}
 {{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
 {{- else }}{{- $name := default .Chart.Name .Values.nameOverride }}
 {{- if contains $name .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" }}{{ end }}
@@ -7,8 +12,8 @@
 
 {{/* Labels of objects; with a role, which selects its pods too: (list $ "proxy"). */}}
 {{- define "athensctl.selector" -}}
-app.kubernetes.io/name: {{ default (index . 0).Chart.Name (index . 0).Values.nameOverride }}
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/name: {{ default (index . 0).Chart.Name (index . 0).Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 {{- if index . 1 }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}

@@ -72,7 +72,8 @@
 {{- $limit := dig "limits" "memory" "" $r.resources }}
 {{- if and $limit (lt (include "athensctl.mebibytes" $limit | int) 96) }}{{ fail (printf "%s.resources.limits.memory is %v: 96Mi is the least" $role $limit) }}{{ end }}
 {{- end }}
-{{- if and (eq (int $v.proxy.replicas) 0) (not $v.proxy.autoscaling.enabled) $v.ingress.enabled }}{{ fail "ingress is enabled, but proxy.replicas is 0" }}{{ end }}
+{{- if and (eq (int $v.proxy.replicas) 0) (not $v.proxy.autoscaling.enabled) (or $v.ingress.enabled $v.httpRoute.enabled) }}{{ fail (printf "%s is enabled, but proxy.replicas is 0" ($v.ingress.enabled | ternary "ingress" "httpRoute")) }}{{ end }}
+{{- if lt (include "athensctl.mebibytes" $v.proxy.cacheSize | int) 64 }}{{ fail (printf "proxy.cacheSize is %v: 64Mi is the least" $v.proxy.cacheSize) }}{{ end }}
 {{- if lt (include "athensctl.mebibytes" $v.crawler.spoolSize | int) 1024 }}{{ fail (printf "crawler.spoolSize is %s: a zip may have 500 MB, and several are fetched at once; 1Gi is the least" $v.crawler.spoolSize) }}{{ end }}
 {{- if lt (include "athensctl.mebibytes" $v.storage.spoolSize | int) 1024 }}{{ fail (printf "storage.spoolSize is %s: 1Gi is the least" $v.storage.spoolSize) }}{{ end }}
 {{- if and $v.store.disk.existingClaim (ne $v.store.type "disk") }}{{ fail (printf "store.disk.existingClaim is set, but store.type is %s" $v.store.type) }}{{ end }}
