@@ -57,7 +57,7 @@ type Store struct {
 	reconcile sync.WaitGroup
 	rebuilt   bool        // once reconcile is done: ledger.db agreed with the tree
 	differs   atomic.Bool // since then a change was made to the one and not to the other
-	closed    atomic.Bool // whoever comes to a lock now changes nothing
+	closed    bool        // whoever comes to a lock now changes nothing
 }
 
 var (
@@ -137,11 +137,11 @@ var errClosed = goproxy.Busy(time.Second, "the store is closed")
 func (s *Store) Close() error {
 	s.stop()
 	s.reconcile.Wait()
-	s.closed.Store(true)
 	for i := range s.locks {
 		s.locks[i].Lock()
-		s.locks[i].Unlock()
+		defer s.locks[i].Unlock()
 	}
+	s.closed = true
 	var err error
 	if s.rebuilt && !s.differs.Load() {
 		err = s.CompareAndSwap(context.Background(), cleanKey, nil, []byte("1"))
@@ -233,7 +233,7 @@ func (s *Store) Delete(ctx context.Context, m module.Version) error {
 	mu := s.lock(m.Path)
 	mu.Lock()
 	defer mu.Unlock()
-	if s.closed.Load() {
+	if s.closed {
 		return errClosed
 	}
 	begun, err := s.Load(ctx, deletingKey(m))

@@ -38,7 +38,7 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) erro
 	mu := s.lock(m.Path)
 	mu.Lock()
 	defer mu.Unlock()
-	if s.closed.Load() {
+	if s.closed {
 		return errClosed
 	}
 	if failed := s.endDelete(m); failed != nil {
