@@ -75,7 +75,8 @@ type Store interface {
 	// Put keeps the given files, each whole or not at all. Bytes that are kept
 	// already are a success; other bytes are ErrConflict, and the first stay.
 	// After an error any of the files may have been kept, each whole; a version of
-	// which all are is complete.
+	// which all are is complete. A Delete comes before a Put or behind it, and takes none of
+	// its files or all.
 	// Put checks no content; see CheckZip and goproxy.ParseInfo for that.
 	Put(ctx context.Context, m module.Version, f Files) error
 

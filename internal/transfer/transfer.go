@@ -23,9 +23,15 @@ import (
 // Source is what versions are copied from.
 type Source interface {
 	goproxy.Source
-	// Versions calls f for each version, any of whose files may be absent, until
-	// it returns an error. count is how many there are; below 0: not known.
-	Versions(ctx context.Context, f func(m module.Version, count int) error) error
+	// Versions calls f for each version until it returns an error. count is how many there
+	// are; below 0: not known.
+	Versions(ctx context.Context, f func(e Entry, count int) error) error
+}
+
+// Entry is a version of a Source. Any of its files may be absent, where it is not Whole.
+type Entry struct {
+	module.Version
+	Whole bool
 }
 
 // Stored makes a store, here or at another process, a Source of its complete
@@ -38,14 +44,14 @@ type Stored struct {
 }
 
 // Versions implements Source.
-func (s Stored) Versions(ctx context.Context, f func(module.Version, int) error) error {
+func (s Stored) Versions(ctx context.Context, f func(Entry, int) error) error {
 	for token := ""; ; {
 		page, err := s.Catalog(ctx, token, 1000)
 		if err != nil {
 			return err
 		}
 		for _, m := range page.Versions {
-			if err := f(m, -1); err != nil {
+			if err := f(Entry{m, true}, -1); err != nil {
 				return err
 			}
 		}
@@ -63,7 +69,7 @@ func (s Stored) Versions(ctx context.Context, f func(module.Version, int) error)
 	if !s.Incomplete || !can {
 		return nil
 	}
-	return all.Incomplete(ctx, func(m module.Version) error { return f(m, -1) })
+	return all.Incomplete(ctx, func(m module.Version) error { return f(Entry{Version: m}, -1) })
 }
 
 // Result counts versions.
@@ -95,10 +101,12 @@ type Options struct {
 // Copy copies all versions of from to the store to. Each is checked (as a crawler
 // does it, without the checksum database) before it is put. What is there already is
 // skipped, so that a copy that was cut can be made again. A version that fails is
-// reported, and the others go on; an error of the walk itself is returned.
+// reported, and the others go on; an error of the walk itself is returned. What there is of one that
+// should be whole and is not is copied, and reported.
 func Copy(ctx context.Context, from Source, to storage.Store, o Options) (*Result, error) {
 	there := &target{store: to}
-	return each(ctx, from, o, func(ctx context.Context, r *Result, m module.Version) error {
+	return each(ctx, from, o, func(ctx context.Context, r *Result, e Entry) error {
+		m := e.Version
 		if there.has(ctx, m) {
 			err := there.finish(ctx, m)
 			if err == nil {
@@ -106,7 +114,7 @@ func Copy(ctx context.Context, from Source, to storage.Store, o Options) (*Resul
 			}
 			return err
 		}
-		n, err := copyOne(ctx, from, to, m, o.TempDir)
+		n, err := copyOne(ctx, from, to, e, o.TempDir)
 		if damaged := (Damaged{}); errors.As(err, &damaged) {
 			err = damaged.Err
 		}
@@ -118,7 +126,7 @@ func Copy(ctx context.Context, from Source, to storage.Store, o Options) (*Resul
 	})
 }
 
-func each(ctx context.Context, from Source, o Options, work func(context.Context, *Result, module.Version) error) (*Result, error) {
+func each(ctx context.Context, from Source, o Options, work func(context.Context, *Result, Entry) error) (*Result, error) {
 	r := new(Result)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(1, o.Parallel))
@@ -126,12 +134,12 @@ func each(ctx context.Context, from Source, o Options, work func(context.Context
 		g.SetLimit(8)
 	}
 	var mu sync.Mutex
-	err := from.Versions(ctx, func(m module.Version, count int) error {
+	err := from.Versions(ctx, func(e Entry, count int) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		g.Go(func() error {
-			err := work(ctx, r, m)
+			err := work(ctx, r, e)
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -143,7 +151,7 @@ func each(ctx context.Context, from Source, o Options, work func(context.Context
 				} else {
 					r.Failed.Add(1)
 				}
-				o.Failed(m, err)
+				o.Failed(e.Version, err)
 			}
 			if o.Progress != nil {
 				o.Progress(r, count)
@@ -205,8 +213,9 @@ func (t *target) finish(ctx context.Context, m module.Version) error {
 }
 
 // copyOne copies the files that there are of one version.
-func copyOne(ctx context.Context, from goproxy.Source, to storage.Store, m module.Version, tempDir string) (int64, error) {
+func copyOne(ctx context.Context, from goproxy.Source, to storage.Store, e Entry, tempDir string) (int64, error) {
 	var f storage.Files
+	m := e.Version
 	info, err := from.Resolve(ctx, m.Path, m.Version)
 	if err == nil {
 		f.Info = info.JSON()
@@ -227,7 +236,11 @@ func copyOne(ctx context.Context, from goproxy.Source, to storage.Store, m modul
 		if f.Info == nil && f.Mod == nil {
 			return 0, err
 		}
-		return 0, put(ctx, to, m, f)
+		lost := err
+		if err = put(ctx, to, m, f); err == nil && (e.Whole || errors.Is(lost, storage.ErrLost)) {
+			err = fmt.Errorf("it should have a zip: %w", lost)
+		}
+		return 0, err
 	} else if err != nil {
 		return 0, err
 	}
@@ -243,7 +256,13 @@ func copyOne(ctx context.Context, from goproxy.Source, to storage.Store, m modul
 		return 0, err
 	}
 	f.Zip, f.ZipH1 = tmp, h1
-	return st.Size(), put(ctx, to, m, f)
+	if err := put(ctx, to, m, f); err != nil {
+		return 0, err
+	}
+	if e.Whole && f.Info == nil {
+		return 0, errors.New("it should have a .info file, and has none")
+	}
+	return st.Size(), nil
 }
 
 // put keeps the files. Two .info files of one version may differ in what they say of its
@@ -298,7 +317,8 @@ func spool(ctx context.Context, from goproxy.Source, m module.Version, dir strin
 // and, with Options.H1, that both are what the checksum database says. Versions that are not, and those that could not be
 // checked, are reported to Options.Failed: the first as Damaged.
 func Verify(ctx context.Context, s storage.Store, o Options) (*Result, error) {
-	return each(ctx, Stored{Store: s}, o, func(ctx context.Context, r *Result, m module.Version) error {
+	return each(ctx, Stored{Store: s}, o, func(ctx context.Context, r *Result, e Entry) error {
+		m := e.Version
 		// A complete version has all files, unless it was deleted just now.
 		absent := func(file string, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -154,4 +156,65 @@ func checked(t *testing.T, v storagetest.Version) (h1 string, mod []byte, err er
 		tmp.Close()
 	}
 	return h1, mod, err
+}
+
+// A version that is whole where it comes from, and whose zip is lost there, is not one that is copied:
+// what there is of it is, and that it is not all is said.
+func TestCopyLost(t *testing.T) {
+	from, to := faulty{Store: memory.New(0, nil), zip: map[string]func() (*goproxy.Blob, error){}}, memory.New(0, nil)
+	for _, v := range []string{"v1.0.0", "v1.1.0", "v1.2.0"} {
+		fill(t, from.Store, storagetest.New("example.com/m", v, ""))
+	}
+	from.zip["v1.1.0"] = func() (*goproxy.Blob, error) { return nil, goproxy.NotFound("no zip") }
+	from.zip["v1.2.0"] = func() (*goproxy.Blob, error) { // behind its first bytes
+		return &goproxy.Blob{ReadCloser: io.NopCloser(io.MultiReader(strings.NewReader("PK"), lost{})), SizeBytes: 100}, nil
+	}
+	for round, copied := range []int64{1, 0} { // made again, it says so again
+		errs, o := failed(t)
+		r, err := Copy(t.Context(), Stored{Store: from}, to, o)
+		if err != nil || r.Done.Load() != copied || r.Failed.Load() != 2 || len(errs) != 2 {
+			t.Errorf("round %d: %v, %v, %d copied; want that %d are, and two failed", round, err, errs, r.Done.Load(), copied)
+		}
+	}
+	for _, v := range []string{"v1.0.0", "v1.1.0", "v1.2.0"} {
+		b, err := to.Mod(t.Context(), module.Version{Path: "example.com/m", Version: v})
+		if err != nil {
+			t.Errorf("%s: %v", v, err)
+			continue
+		}
+		b.Close()
+	}
+}
+
+type lost struct{}
+
+func (lost) Read([]byte) (int, error) { return 0, storage.ErrLost }
+
+// Each version of a folder is one, whatever stands between its files.
+func TestTreeVersions(t *testing.T) {
+	dir := t.TempDir()
+	folder := filepath.Join(dir, "example.com", "m", "@v")
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []string{"v1.0.0-a", "v1.0.0-a.lib", "v1.0.0-a.nightly"} {
+		for _, ext := range []string{".info", ".mod", ".zip"} {
+			if err := os.WriteFile(filepath.Join(folder, v+ext), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	tree, err := OpenTree(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	if err := tree.Versions(t.Context(), func(_ Entry, count int) error {
+		if n++; count != 3 {
+			t.Errorf("of %d, want 3", count)
+		}
+		return nil
+	}); err != nil || n != 3 {
+		t.Errorf("%d versions, want 3: %v", n, err)
+	}
 }

@@ -45,8 +45,8 @@ func OpenTree(dir string) (*Tree, error) {
 }
 
 // Versions implements Source. It looks at all names first, to count them.
-func (t *Tree) Versions(ctx context.Context, f func(module.Version, int) error) error {
-	var all []module.Version
+func (t *Tree) Versions(ctx context.Context, f func(Entry, int) error) error {
+	var all []Entry
 	err := filepath.WalkDir(t.dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || ctx.Err() != nil {
 			return cmp.Or(err, ctx.Err())
@@ -70,26 +70,26 @@ func (t *Tree) Versions(ctx context.Context, f func(module.Version, int) error) 
 		if err != nil {
 			return err
 		}
-		last := ""
-		for _, file := range files { // sorted: the files of a version stand together
+		seen := map[string]bool{} // v1.0.0-a.info, v1.0.0-a.b.info, v1.0.0-a.mod: those of a version need not stand together
+		for _, file := range files {
 			ext := filepath.Ext(file.Name())
 			if ext != ".info" && ext != ".mod" && ext != ".zip" {
 				continue
 			}
 			v, err := module.UnescapeVersion(strings.TrimSuffix(file.Name(), ext))
-			if err != nil || v == last || !goproxy.IsCanonical(modulePath, v) {
+			if err != nil || seen[v] || !goproxy.IsCanonical(modulePath, v) {
 				continue // the go command keeps answers for branches there too
 			}
-			last = v
-			all = append(all, module.Version{Path: modulePath, Version: v})
+			seen[v] = true
+			all = append(all, Entry{Version: module.Version{Path: modulePath, Version: v}})
 		}
 		return fs.SkipDir
 	})
 	if err != nil {
 		return err
 	}
-	for _, m := range all {
-		if err := f(m, len(all)); err != nil {
+	for _, e := range all {
+		if err := f(e, len(all)); err != nil {
 			return err
 		}
 	}
@@ -116,9 +116,9 @@ func (t *Tree) open(m module.Version, f goproxy.File) (*goproxy.Blob, error) {
 // List implements goproxy.Source.
 func (t *Tree) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
 	var versions []string
-	err := t.Versions(ctx, func(m module.Version, _ int) error {
-		if m.Path == path {
-			versions = append(versions, m.Version)
+	err := t.Versions(ctx, func(e Entry, _ int) error {
+		if e.Path == path {
+			versions = append(versions, e.Version.Version)
 		}
 		return nil
 	})

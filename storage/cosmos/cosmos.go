@@ -20,7 +20,7 @@
 //	k/<path>           hash          Known, which expires
 //	j/<2 characters>   hash          a job, by the beginning of its id
 //	s/<name>           state         small state
-//	p/0 … p/f          hash          a Put that goes on, or did not end (see sweep.go)
+//	p/0 … p/f          hash          a Put that goes on, or did not end, or a Delete (see sweep.go)
 //
 // docs/adr/0007 says why, and what each operation costs.
 package cosmos

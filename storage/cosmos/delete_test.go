@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -43,45 +45,48 @@ func at(fake *cosmosfake.Server, k int, f func(cosmosfake.Call) *cosmosfake.Faul
 // bytes are there; another is in neither.
 func wantAgree(t *testing.T, s *Store, v storagetest.Version, when string) {
 	t.Helper()
+	wantAllAgree(t, s, map[string]storagetest.Version{when: v})
+}
+
+// wantAllAgree is wantAgree of many, by how each came about.
+func wantAllAgree(t *testing.T, s *Store, all map[string]storagetest.Version) {
+	t.Helper()
 	ctx := context.Background()
-	item, _, err := s.version(ctx, "test", v.Version)
-	if err != nil && err != errAbsent {
-		t.Fatal(err)
-	}
-	want := 0
-	if err == nil && item.Complete != 0 {
-		want = 1
-	}
 	page, err := s.Catalog(ctx, "", 10_000)
 	if err != nil {
 		t.Fatal(err)
-	}
-	listed := 0
-	for _, m := range page.Versions {
-		if m == v.Version {
-			listed++
-		}
 	}
 	entries, err := s.Index(ctx, time.Time{}, 10_000)
 	if err != nil {
 		t.Fatal(err)
 	}
-	indexed := 0
+	listed, indexed := map[string]int{}, map[string]int{}
+	for _, m := range page.Versions {
+		listed[m.String()]++
+	}
 	for _, e := range entries {
-		if e.Path == v.Path && e.Version == v.Version.Version {
-			indexed++
-		}
+		indexed[e.Path+"@"+e.Version]++
 	}
-	if listed != want || indexed != want {
-		t.Errorf("%s: %s: kept %d, in the catalog %d, in the index %d", when, v, want, listed, indexed)
-	}
-	if want == 1 {
-		b, err := s.Zip(ctx, v.Version)
-		if err == nil {
-			_, err = io.Copy(io.Discard, b)
+	for when, v := range all {
+		item, _, err := s.version(ctx, "test", v.Version)
+		if err != nil && err != errAbsent {
+			t.Fatal(err)
 		}
-		if err != nil {
-			t.Errorf("%s: the zip of %s: %v", when, v, err)
+		want := 0
+		if err == nil && item.Complete != 0 {
+			want = 1
+		}
+		if listed, indexed := listed[v.String()], indexed[v.String()]; listed != want || indexed != want {
+			t.Errorf("%s: %s: kept %d, in the catalog %d, in the index %d", when, v, want, listed, indexed)
+		}
+		if want == 1 {
+			b, err := s.Zip(ctx, v.Version)
+			if err == nil {
+				_, err = io.Copy(io.Discard, b)
+			}
+			if err != nil {
+				t.Errorf("%s: the zip of %s: %v", when, v, err)
+			}
 		}
 	}
 }
@@ -272,6 +277,135 @@ func TestDeleteCut(t *testing.T) {
 						t.Errorf("%s: the next Finish: %v, %d more tombstones", when, err, tombstones(t, s, v)-before)
 					}
 				}
+			}
+		}
+	}
+	t.Logf("%d ways", ways)
+}
+
+// mortal carries the requests of a replica that dies: before one of them another replica does
+// something, and before one that is that or a later one it is killed. Nothing that it has begun goes on then.
+type mortal struct {
+	mu          sync.Mutex
+	alive       bool // requests count
+	n           int
+	meets, dies int
+	meet        func()
+	met, dead   bool
+}
+
+type killed struct{}
+
+func (killed) Error() string { return "the process was killed" }
+func (killed) NonRetriable() {}
+
+func (m *mortal) RoundTrip(r *http.Request) (*http.Response, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.alive {
+		if m.n++; m.n == m.meets {
+			m.met = true
+			m.meet()
+		}
+		m.dead = m.dead || m.n == m.dies
+	}
+	if m.dead {
+		return nil, killed{}
+	}
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+// A replica puts or deletes, another does the opposite in between, and the first is killed: at any of
+// its requests each. A minute later what that has made or left is in the catalog and the index, and
+// when Puts that went on then must have ended, what it has not is in neither.
+func TestKilledWithAnother(t *testing.T) {
+	ctx := context.Background()
+	_, a := fake(t)
+	now, later := skewed()
+	type does = func(*Store, storagetest.Version) error
+	nothing := func(*Store, storagetest.Version) error { return nil }
+	put := func(s *Store, v storagetest.Version) error { return s.Put(ctx, v.Version, v.Files()) }
+	part := func(s *Store, v storagetest.Version) error {
+		return s.Put(ctx, v.Version, storage.Files{Info: v.Info, Zip: v.Files().Zip})
+	}
+	rest := func(s *Store, v storagetest.Version) error {
+		return s.Put(ctx, v.Version, storage.Files{Mod: v.Mod})
+	}
+	remove := func(s *Store, v storagetest.Version) error { return s.Delete(ctx, v.Version) }
+	ways := 0
+	for _, tt := range []struct {
+		name                   string
+		before, during, second does
+		soon                   bool
+	}{
+		{"delete, put", put, remove, put, true},
+		{"put of the rest, delete", part, rest, remove, false},
+		{"put of what is kept, delete", put, put, remove, false},
+		{"put, put and delete", nothing, put, func(s *Store, v storagetest.Version) error { return errors.Join(put(s, v), remove(s, v)) }, false},
+	} {
+		dir := t.TempDir()
+		other := open(t, a, dir, Options{Now: now, PageSize: 5, Log: slog.New(slog.DiscardHandler)})
+		database, _ := databases.Load(dir)
+		all := map[string]storagetest.Version{}
+		fine := func(when string, err error) {
+			if s := goproxy.Status(err); err != nil && s != 409 && s != 404 && s != 503 {
+				t.Errorf("%s: %v", when, err)
+			}
+		}
+		for k, met := 1, true; met; k++ {
+			for end, died := k, true; died; end++ {
+				when := fmt.Sprintf("%s, at request %d, killed at %d", tt.name, k, end)
+				v := storagetest.New(fmt.Sprintf("example.com/m%d", len(all)), "v1.0.0", "")
+				all[when] = v
+				if err := tt.before(other, v); err != nil {
+					t.Fatal(err)
+				}
+				m := &mortal{meets: k, dies: end, meet: func() { fine(when, tt.second(other, v)) }}
+				mortal := a
+				mortal.Database = database.(string)
+				mortal.HTTP = &http.Client{Transport: m}
+				s, err := Open(ctx, mortal, Options{Now: now, PageSize: 5, Log: slog.New(slog.DiscardHandler)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				m.alive = true
+				fine(when, tt.during(s, v))
+				m.mu.Lock()
+				met, died = m.met, m.dead
+				m.dead = true
+				m.mu.Unlock()
+			}
+		}
+		ways += len(all)
+		later(time.Minute)
+		if err := other.Finish(ctx); err != nil {
+			t.Error(err)
+		}
+		if tt.soon {
+			wantAllAgree(t, other, all)
+		}
+		later(2 * time.Hour)
+		if err := other.Sweep(ctx); err != nil {
+			t.Error(err)
+		}
+		wantAllAgree(t, other, all)
+		// Nothing is left to be done, and no bytes of what is not kept.
+		left := 0
+		if err := other.query(ctx, other.ledger, "test", "", "SELECT * FROM c WHERE c.started > 0", 100, nil, decode(func(*intent) bool { left++; return true })); err != nil || left > 0 {
+			t.Errorf("%s: %d intents are left: %v", tt.name, left, err)
+		}
+		for when, v := range all {
+			z, err := other.source(ctx, bytes.NewReader(v.Zip))
+			if err != nil {
+				t.Fatal(err)
+			}
+			name, err := zipName(v.Version, z.sha)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = other.get(ctx, other.modules, "test", chunkPK(name), chunkID(0), new(chunk))
+			if _, kept := other.Zip(ctx, v.Version); (kept == nil) != (err == nil) {
+				t.Errorf("%s: kept: %v, its bytes: %v", when, kept, err)
 			}
 		}
 	}

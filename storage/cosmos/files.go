@@ -239,18 +239,22 @@ func (s *Store) ZipH1(ctx context.Context, m module.Version) (string, error) {
 // not get it either. What a crash leaves undone then, Finish does. The bytes of the zip stay
 // until Sweep removes them, when no Put can be writing the same.
 func (s *Store) Delete(ctx context.Context, m module.Version) error {
+	var before *intent
 	for {
 		v, etag, err := s.version(ctx, "delete", m)
 		if err == errAbsent {
+			if before != nil {
+				s.done(before) // somebody else has deleted it
+			}
 			return goproxy.NotFound("%s: not kept", m)
 		} else if err != nil {
 			return err
 		}
-		i := newIntent(m, v.Zip)
-		i.Delete, i.Of, i.Page = true, v.W, v.Page
-		if _, err := s.intend(ctx, i); err != nil {
+		i := newDeletion(m, v)
+		if err := s.intendDelete(ctx, i, before); err != nil {
 			return err
 		}
+		before = i
 		err = s.remove(ctx, s.modules, "delete", v.PK, v.ID, etag)
 		if err == errMoved {
 			continue
@@ -261,7 +265,7 @@ func (s *Store) Delete(ctx context.Context, m module.Version) error {
 	}
 }
 
-// endDelete does what follows on the removal of a version's item. Then only bytes are left.
+// endDelete does what follows on the removal of a version's item. Then Sweep alone is left.
 // That it is done twice costs another tombstone at most.
 func (s *Store) endDelete(ctx context.Context, i *intent) error {
 	m := module.Version{Path: i.Path, Version: i.Version}
@@ -278,14 +282,14 @@ func (s *Store) endDelete(ctx context.Context, i *intent) error {
 		err = s.remove(ctx, s.ledger, "delete", i.PK, i.ID, i.etag)
 	} else {
 		left := *i
-		left.Delete, left.Bytes, left.stamp = false, true, newStamp()
+		left.Bytes, left.stamp = true, newStamp()
 		left.etag, err = s.replace(ctx, s.ledger, "delete", i.PK, i.ID, left, left.stamp, i.etag)
 		if err == nil {
 			*i = left
 		}
 	}
 	if err == errMoved || err == errAbsent {
-		err = nil // somebody else has done it, or a Put has it now
+		err = nil // somebody else has done it
 	}
 	return err
 }

@@ -157,3 +157,36 @@ func TestQueueMaxAfterRestart(t *testing.T) {
 	cancel()
 	wg.Wait()
 }
+
+// However many jobs a replica has seen whose time is to come, those that are due are offered, those that
+// others have put in too, and the urgent ones first.
+func TestManyJobsToCome(t *testing.T) {
+	ctx := context.Background()
+	_, a := fake(t)
+	dir := t.TempDir()
+	s, other := open(t, a, dir, Options{}), open(t, a, dir, Options{})
+	job := func(i int, p storage.Priority) storage.Job {
+		return storage.Job{Key: storage.Key{Path: fmt.Sprintf("example.com/m%d", i), Query: "v1.0.0", File: storage.FileMod}, Priority: p}
+	}
+	now := time.Now()
+	for i := range seenMax {
+		j := &jobItem{ID: fmt.Sprint(i), Job: job(i, storage.Ahead)}
+		j.Job.NotBefore, j.Job.Parked = now.Add(time.Hour), true
+		j.setDue()
+		s.queue.see(j)
+	}
+	want := []storage.Job{job(seenMax+1, storage.Demand), job(seenMax, storage.Ahead)}
+	for i, to := range []*Store{other, s} {
+		if added, err := to.Enqueue(ctx, want[i]); !added || err != nil {
+			t.Fatal(added, err)
+		}
+	}
+	for _, want := range want {
+		if j, err := s.Claim(ctx, "w", time.Minute); err != nil || j == nil || j.Key != want.Key {
+			t.Errorf("claimed %v, %v; want %v", j, err, want.Key)
+		}
+	}
+	if n := len(s.queue.jobs); n > seenMax {
+		t.Errorf("%d jobs are seen, at most %d are to be", n, seenMax)
+	}
+}

@@ -95,7 +95,7 @@ const (
 	pollEvery = time.Second
 	// pollMax of each priority are looked at.
 	pollMax = 100
-	// seenMax bounds what a replica has seen; there may be more.
+	// seenMax bounds what a replica has seen; there may be more, which are due later.
 	seenMax = 5000
 	// countEvery is how old the number of jobs may be.
 	countEvery = 15 * time.Second
@@ -106,12 +106,24 @@ func (q *queue) see(j *jobItem) {
 	defer q.mu.Unlock()
 	if j.ended() {
 		delete(q.jobs, j.ID)
-	} else if old, known := q.jobs[j.ID]; known || len(q.jobs) < seenMax {
+	} else if old, known := q.jobs[j.ID]; known || len(q.jobs) < seenMax || q.makeRoom(j) {
 		if known && !old.polled && old.etag == j.etag {
 			j.polled = false
 		}
 		q.jobs[j.ID] = j
 	}
+}
+
+// makeRoom drops a job that is due later than j, or is less urgent, if there is one: when its time has come a
+// look finds it. Jobs that are parked for hours would keep out all others else.
+func (q *queue) makeRoom(j *jobItem) bool {
+	for id, other := range q.jobs {
+		if max(other.Due0, other.Due1) > max(j.Due0, j.Due1) || other.Due0 == 0 && j.Due0 > 0 {
+			delete(q.jobs, id)
+			return true
+		}
+	}
+	return false
 }
 
 func (q *queue) forget(id string) {

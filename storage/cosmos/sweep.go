@@ -15,10 +15,12 @@ import (
 )
 
 // A Put writes down what it is about to do before it writes the bytes of a zip or
-// makes a version complete, and strikes it out when all is done; so does a Delete, which
-// leaves the bytes. What is left is of a Put or Delete that failed, or of a process that died,
-// or bytes: Finish publishes what is complete and ends deletions, soon; Sweep ends the rest
-// after a while. No chunk or blob is ever removed otherwise.
+// makes a version complete, and strikes it out when all is done. What is left is of one that
+// failed, or of a process that died: Finish publishes what is complete, soon; Sweep ends the rest
+// after a while. No chunk or blob is ever removed otherwise. Puts of the same bytes share one intent.
+//
+// A Delete writes one of its own, which no Put takes over and which stays until Sweep: when
+// it has ended, a Put that it came upon may still be entering what it has removed, and die.
 type intent struct {
 	ID       string `json:"id"`
 	PK       string `json:"pk"`
@@ -27,7 +29,7 @@ type intent struct {
 	Zip      *zipAt `json:"zip,omitempty"`
 	Started  int64  `json:"started"`            // µs
 	Sweeping bool   `json:"sweeping,omitempty"` // since Started
-	Bytes    bool   `json:"bytes,omitempty"`    // there is nothing to do but for them
+	Bytes    bool   `json:"bytes,omitempty"`    // there is nothing to do but for Sweep
 	// A deletion of the item with the mark Of, whose entry is in that page of the index;
 	// 0: it has none.
 	Delete bool   `json:"delete,omitempty"`
@@ -61,8 +63,17 @@ func newIntent(m module.Version, zip *zipAt) *intent {
 	return &intent{ID: id, PK: intentPK(int(id[0]) % intentShards), Path: m.Path, Version: m.Version, Zip: zip}
 }
 
-// intend writes the intent of a Put or a Delete, or takes over the one that is
-// left of another. Where the bytes that it is about are being removed: 503.
+// newDeletion is the intent to delete what v is.
+func newDeletion(m module.Version, v *version) *intent {
+	i := newIntent(m, v.Zip)
+	i.Delete, i.Of, i.Page = true, v.W, v.Page
+	i.ID = hashID(newStamp().W)
+	i.PK = intentPK(int(i.ID[0]) % intentShards)
+	return i
+}
+
+// intend writes the intent of a Put, or takes over the one that is left of another. Where
+// the bytes that it is about are being removed: 503.
 func (s *Store) intend(ctx context.Context, i *intent) (*intent, error) {
 	for {
 		i.Started, i.stamp = micros(s.now()), newStamp()
@@ -78,12 +89,6 @@ func (s *Store) intend(ctx context.Context, i *intent) (*intent, error) {
 			if old.Sweeping && s.now().Sub(fromMicros(old.Started)) < s.sweepTakes {
 				return nil, goproxy.Busy(5*time.Second, "%s@%s: what is left of it is being removed", i.Path, i.Version)
 			}
-			if old.etag = oldTag; old.Delete && !i.Delete {
-				if err := s.finish(ctx, &old); err != nil { // or its tombstone would be forgotten
-					return nil, err
-				}
-				oldTag = old.etag
-			}
 			etag, err = s.replace(ctx, s.ledger, "intent", i.PK, i.ID, i, i.stamp, oldTag)
 			if err == errMoved || err == errAbsent {
 				continue
@@ -92,6 +97,24 @@ func (s *Store) intend(ctx context.Context, i *intent) (*intent, error) {
 		i.etag = etag
 		return i, err
 	}
+}
+
+// intendDelete writes the intent of a Delete, in place of the one that the same Delete had when it
+// looked before; nil: it had none.
+func (s *Store) intendDelete(ctx context.Context, i, before *intent) (err error) {
+	i.Started, i.stamp = micros(s.now()), newStamp()
+	if before != nil {
+		own := *i
+		own.ID, own.PK = before.ID, before.PK
+		if own.etag, err = s.replace(ctx, s.ledger, "intent", own.PK, own.ID, own, own.stamp, before.etag); err == nil {
+			*i = own
+		}
+		if err != errMoved && err != errAbsent { // else somebody has ended it: what it was about was gone
+			return err
+		}
+	}
+	i.etag, err = s.create(ctx, s.ledger, "intent", i.PK, i.ID, i, i.stamp)
+	return err
 }
 
 // done strikes an intent out. That it fails costs no more than a look by Sweep.
@@ -216,10 +239,7 @@ func (s *Store) sweep(ctx context.Context, i *intent) error {
 		return err
 	}
 	if i.etag = etag; i.Delete {
-		if err := s.finish(ctx, i); err != nil {
-			return err
-		}
-		etag = i.etag
+		return s.sweepDelete(ctx, i)
 	}
 	// In a while it is refused no more. What is not removed by then is the next
 	// sweep's: the Put may be writing the same bytes.
@@ -254,6 +274,44 @@ func (s *Store) sweep(ctx context.Context, i *intent) error {
 		return err
 	}
 	return nil
+}
+
+// sweepDelete sees to what is left of a deletion when no Put goes on any more that began before it: the
+// entries that one has made, or its own withdrawal has taken; and the bytes, which are then as those
+// that a Put has left.
+func (s *Store) sweepDelete(ctx context.Context, i *intent) error {
+	if !i.Bytes {
+		if err := s.finish(ctx, i); err != nil {
+			return err
+		}
+	}
+	m := module.Version{Path: i.Path, Version: i.Version}
+	v, vtag, err := s.version(ctx, "sweep", m)
+	if err != nil && err != errAbsent {
+		return err
+	}
+	complete := err == nil && v.Complete != 0
+	if i.Page > 0 && (!complete || v.Page != i.Page) {
+		err = s.withdraw(ctx, m, i.Page)
+	} else if err = nil; complete {
+		err = s.enter(ctx, m, v, vtag)
+	}
+	if err != nil {
+		return err
+	}
+	left := newIntent(m, i.Zip)
+	if left.Started, left.stamp = i.Started, newStamp(); i.Zip != nil {
+		if _, err := s.create(ctx, s.ledger, "sweep", left.PK, left.ID, left, left.stamp); err != nil && err != errExists {
+			return err
+		}
+	}
+	if err := s.remove(ctx, s.ledger, "sweep", i.PK, i.ID, i.etag); err != nil && err != errMoved {
+		return err
+	}
+	if i.Zip == nil {
+		return nil
+	}
+	return s.sweep(ctx, left)
 }
 
 // Run does the work behind until ctx ends: Finish about twice a minute, Sweep every 10

@@ -57,6 +57,7 @@ type Store struct {
 	reconcile sync.WaitGroup
 	rebuilt   bool        // once reconcile is done: ledger.db agreed with the tree
 	differs   atomic.Bool // since then a change was made to the one and not to the other
+	closed    bool        // whoever comes to a lock now changes nothing
 }
 
 var (
@@ -128,11 +129,19 @@ type queue struct{ *kv.Journal }
 
 func (q queue) Update(f func(kv.Tx) error) error { return storage.FullDisk(q.Journal.Update(f)) }
 
-// Close ends what goes on behind and closes the ledger. Where ledger.db may not agree
-// with the tree, the next Open sees to it.
+var errClosed = goproxy.Busy(time.Second, "the store is closed")
+
+// Close ends what goes on behind and closes the ledger. A Put that goes on still, since who
+// waited for it was cut off, ends with what it has begun to change, or changes nothing. Where
+// ledger.db may not agree with the tree, the next Open sees to it.
 func (s *Store) Close() error {
 	s.stop()
 	s.reconcile.Wait()
+	for i := range s.locks {
+		s.locks[i].Lock()
+		defer s.locks[i].Unlock()
+	}
+	s.closed = true
 	var err error
 	if s.rebuilt && !s.differs.Load() {
 		err = s.CompareAndSwap(context.Background(), cleanKey, nil, []byte("1"))
@@ -224,6 +233,9 @@ func (s *Store) Delete(ctx context.Context, m module.Version) error {
 	mu := s.lock(m.Path)
 	mu.Lock()
 	defer mu.Unlock()
+	if s.closed {
+		return errClosed
+	}
 	begun, err := s.Load(ctx, deletingKey(m))
 	if err != nil {
 		return err
@@ -252,6 +264,31 @@ func (s *Store) Delete(ctx context.Context, m module.Version) error {
 		return err
 	}
 	return nil
+}
+
+// endDelete ends a deletion of m that failed or was cut on its way, so that what is put now is
+// no part of that, and who keeps what there was is told. One that has removed nothing yet is forgotten.
+// The caller holds the module's lock.
+func (s *Store) endDelete(m module.Version) error {
+	begun, err := s.Load(context.Background(), deletingKey(m))
+	if begun == nil || err != nil {
+		return err
+	}
+	for _, f := range allFiles {
+		name, err := s.file(m, f)
+		if err != nil {
+			return err
+		}
+		if isThere(name) {
+			continue
+		}
+		if err := s.remove(m); err != nil {
+			s.differs.Store(true)
+			return err
+		}
+		return nil
+	}
+	return s.CompareAndSwap(context.Background(), deletingKey(m), begun, nil)
 }
 
 var allFiles = [...]storage.File{storage.FileZip, storage.FileMod, storage.FileInfo}

@@ -1,9 +1,11 @@
 package disk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -245,5 +247,86 @@ func TestCrashInDelete(t *testing.T) {
 		t.Errorf("go.mod of a version whose zip was lost: %v", err)
 	} else {
 		b.Close()
+	}
+}
+
+// A Delete that failed behind its first files is ended by the Put that comes then: who keeps what
+// there was is told of it, and the next start takes nothing of what was put.
+func TestPutAfterFailedDelete(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	s, fail := openFailing(t, dir)
+	gone, whole := storagetest.New("example.com/gone", "v1.0.0", ""), storagetest.New("example.com/whole", "v1.0.0", "")
+	for _, v := range []storagetest.Version{gone, whole} {
+		put(t, s, v)
+		if err := s.CompareAndSwap(ctx, deletingKey(v.Version), nil, []byte("1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fail.Store(true)
+	if err := s.Delete(ctx, gone.Version); !errors.Is(err, errFailing) {
+		t.Fatalf("Delete without a ledger: %v", err)
+	}
+	fail.Store(false)
+	others := storagetest.New(gone.Path, "v1.0.0", "others")
+	put(t, s, others)
+	put(t, s, whole) // of which nothing had been removed
+	tombstones, err := s.Deleted(ctx, time.Time{}, 10)
+	if err != nil || len(tombstones) != 1 || tombstones[0].Path != gone.Path {
+		t.Errorf("tombstones %v, %v; want one of %s", tombstones, err, gone)
+	}
+	for _, v := range []storagetest.Version{gone, whole} {
+		if begun, err := s.Load(ctx, deletingKey(v.Version)); begun != nil || err != nil {
+			t.Errorf("the deletion of %s is noted still: %v", v, err)
+		}
+	}
+	s.differs.Store(true)
+	wantCatalog(t, s, dir, others, whole)
+}
+
+// held is a reader that is released.
+type held struct {
+	io.Reader
+	reached, release chan struct{}
+}
+
+func (h held) Read(p []byte) (int, error) {
+	select {
+	case <-h.reached:
+	default:
+		close(h.reached)
+	}
+	<-h.release
+	return h.Reader.Read(p)
+}
+
+// A Put that goes on while the store is closed, since the server has cut its caller off, keeps
+// nothing that the next start would not find.
+func TestPutDuringClose(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	s.reconcile.Wait()
+	v := storagetest.New("example.com/m", "v1.0.0", "")
+	zip := held{bytes.NewReader(v.Zip), make(chan struct{}), make(chan struct{})}
+	done := make(chan error, 1)
+	go func() {
+		done <- s.Put(context.Background(), v.Version, storage.Files{Info: v.Info, Mod: v.Mod, Zip: zip})
+	}()
+	<-zip.reached
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	close(zip.release)
+	if err := <-done; err == nil {
+		t.Error("it succeeded")
+	}
+	s = open(t, dir)
+	s.reconcile.Wait()
+	listed, err := s.IsComplete(v.Version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kept := isThere(filepath.Join(dir, "modules", v.Path, "@v/v1.0.0.zip")); kept != listed {
+		t.Errorf("kept %v, in the catalog %v", kept, listed)
 	}
 }

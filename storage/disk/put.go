@@ -21,15 +21,32 @@ import (
 	"github.com/athensctl/athensctl/storage"
 )
 
-// Put implements storage.Store.
+// Put implements storage.Store. What can take long, the writing of temporary files, comes first; then
+// all files get their places at once, as far as any Delete is concerned.
 func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) error {
 	if _, err := s.file(m, storage.FileZip); err != nil {
 		return err // no name of a file
 	}
-	err := s.putAll(ctx, m, f)
+	parts, err := s.stage(ctx, m, f)
+	defer func() {
+		for _, p := range parts {
+			if p.tmp != "" {
+				os.Remove(p.tmp)
+			}
+		}
+	}()
 	mu := s.lock(m.Path)
 	mu.Lock()
 	defer mu.Unlock()
+	if s.closed {
+		return errClosed
+	}
+	if failed := s.endDelete(m); failed != nil {
+		return failed
+	}
+	if err == nil {
+		err = s.keep(m, parts, f.ZipH1)
+	}
 	// All files may be there, whatever became of one.
 	if failed := s.complete(m); failed != nil {
 		s.differs.Store(true)
@@ -40,34 +57,174 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) erro
 	return err
 }
 
-func (s *Store) putAll(ctx context.Context, m module.Version, f storage.Files) error {
-	for _, part := range []struct {
-		file storage.File
-		r    io.Reader
-	}{
-		{storage.FileInfo, reader(f.Info)},
-		{storage.FileMod, reader(f.Mod)},
-		{storage.FileZip, f.Zip},
-	} {
-		if part.r == nil {
+// part is a file of a Put.
+type part struct {
+	file  storage.File
+	name  string      // its place
+	small []byte      // its content, where it is not the zip
+	tmp   string      // has its content, synced; "": that has not been written
+	same  os.FileInfo // what was at its place, with that content; nil: nothing
+}
+
+// stage writes what is not kept already to temporary files, also where it fails.
+func (s *Store) stage(ctx context.Context, m module.Version, f storage.Files) (parts []*part, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	for _, p := range []*part{{file: storage.FileInfo, small: f.Info}, {file: storage.FileMod, small: f.Mod}, {file: storage.FileZip}} {
+		r := f.Zip
+		if p.file != storage.FileZip {
+			r = reader(p.small)
+		}
+		if r == nil {
 			continue
 		}
-		if err := s.put(ctx, m, part.file, part.r); err != nil {
-			return fmt.Errorf("put %s (%s): %w", m, part.file, err)
+		if p.name, err = s.file(m, p.file); err == nil {
+			parts = append(parts, p)
+			err = s.stageOne(ctx, p, r)
+		}
+		if err != nil {
+			return parts, fmt.Errorf("put %s (%s): %w", m, p.file, err)
 		}
 	}
-	if f.Zip != nil && f.ZipH1 != "" {
-		if err := s.putHash(m, f.ZipH1); err != nil {
-			return fmt.Errorf("put %s (its hash): %w", m, err)
+	return parts, nil
+}
+
+func (s *Store) stageOne(ctx context.Context, p *part, r io.Reader) (err error) {
+	if p.small != nil { // most are put again with their zip
+		if have, st, err := readFile(p.name); err == nil {
+			if p.same = st; !bytes.Equal(have, p.small) {
+				err = storage.ErrConflict
+			}
+			return err
 		}
 	}
-	return nil
+	tmp := s.link(r)
+	if tmp == nil {
+		if tmp, err = os.CreateTemp(filepath.Join(s.dir, "tmp"), "put-"); err != nil {
+			return storage.FullDisk(err)
+		}
+	}
+	defer tmp.Close()
+	p.tmp = tmp.Name()
+	if _, err = io.Copy(tmp, ctxReader{ctx, r}); err != nil {
+		return storage.FullDisk(err)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if p.same, err = s.kept(p.name, tmp); err != nil || p.same != nil {
+		return err
+	}
+	return storage.FullDisk(errors.Join(tmp.Chmod(0o644), tmp.Sync(), tmp.Close()))
+}
+
+// readFile is os.ReadFile that says which file it was.
+func readFile(name string) ([]byte, os.FileInfo, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err := io.ReadAll(f)
+	return b, st, err
+}
+
+// keep gives the files their places. The caller holds the module's lock.
+func (s *Store) keep(m module.Version, parts []*part, h1 string) (err error) {
+	moved := false
+	for _, p := range parts {
+		var one bool
+		if one, err = s.place(p); err != nil {
+			err = fmt.Errorf("put %s (%s): %w", m, p.file, err)
+			break
+		}
+		moved = moved || one
+		if p.file == storage.FileZip && h1 != "" {
+			if err = s.putHash(m, h1); err != nil {
+				err = fmt.Errorf("put %s (its hash): %w", m, err)
+			}
+		}
+	}
+	if moved {
+		if failed := syncDir(filepath.Dir(parts[0].name)); err == nil {
+			err = failed
+		}
+	}
+	return err
+}
+
+// place gives a file its place, unless it has it.
+func (s *Store) place(p *part) (moved bool, err error) {
+	switch st, err := os.Stat(p.name); {
+	case err == nil && p.same != nil && os.SameFile(st, p.same):
+		return false, nil
+	case err == nil: // another writer was first; it wants a comparison
+		return false, s.compare(p)
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR):
+		return false, err
+	}
+	// What was there when it was staged is gone: that was not synced, or not written at all.
+	if p.tmp == "" || p.same != nil {
+		if err := s.writeAgain(p); err != nil {
+			return false, storage.FullDisk(err)
+		}
+	}
+	if err := s.mkdir(filepath.Dir(p.name)); err != nil {
+		return false, storage.FullDisk(err)
+	}
+	if err := os.Rename(p.tmp, p.name); err != nil {
+		return false, storage.FullDisk(err)
+	}
+	return true, nil
+}
+
+// compare is ErrConflict where what is at p's place is not p.
+func (s *Store) compare(p *part) error {
+	if p.small != nil {
+		have, err := os.ReadFile(p.name)
+		if err == nil && !bytes.Equal(have, p.small) {
+			err = storage.ErrConflict
+		}
+		return err
+	}
+	tmp, err := os.Open(p.tmp)
+	if err != nil {
+		return err
+	}
+	defer tmp.Close()
+	_, err = s.kept(p.name, tmp)
+	return err
+}
+
+func (s *Store) writeAgain(p *part) error {
+	if p.tmp == "" {
+		tmp, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "put-")
+		if err != nil {
+			return err
+		}
+		p.tmp = tmp.Name()
+		_, err = tmp.Write(p.small)
+		if err := errors.Join(err, tmp.Close()); err != nil {
+			return err
+		}
+	}
+	tmp, err := os.OpenFile(p.tmp, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(tmp.Chmod(0o644), tmp.Sync(), tmp.Close())
 }
 
 // hashFile is where the go command too keeps the hash of a zip, in a module cache. What is
 // in it can be computed again: it is not synced, and one that is cut is none.
 const hashFile storage.File = "ziphash"
 
+// putHash: the caller holds the module's lock.
 func (s *Store) putHash(m module.Version, h1 string) error {
 	if have, err := s.ZipH1(context.Background(), m); err != nil || have != "" {
 		return err
@@ -84,12 +241,6 @@ func (s *Store) putHash(m module.Version, h1 string) error {
 	_, err = tmp.WriteString(h1)
 	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err != nil {
 		return storage.FullDisk(err)
-	}
-	mu := s.lock(m.Path)
-	mu.Lock()
-	defer mu.Unlock()
-	if zip, err := s.file(m, storage.FileZip); err != nil || !isThere(zip) {
-		return err // it was deleted meanwhile
 	}
 	return storage.FullDisk(os.Rename(tmp.Name(), name))
 }
@@ -122,74 +273,6 @@ func reader(b []byte) io.Reader {
 	return bytes.NewReader(b)
 }
 
-func (s *Store) put(ctx context.Context, m module.Version, file storage.File, r io.Reader) (err error) {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	name, err := s.file(m, file)
-	if err != nil {
-		return err
-	}
-	if b, ok := r.(*bytes.Reader); ok { // a small file: most are put again with its zip
-		if have, err := os.ReadFile(name); err == nil {
-			return same(have, b)
-		}
-	}
-	tmp := s.link(r)
-	if tmp == nil {
-		if tmp, err = os.CreateTemp(filepath.Join(s.dir, "tmp"), "put-"); err != nil {
-			return storage.FullDisk(err)
-		}
-	}
-	defer func() {
-		tmp.Close()
-		os.Remove(tmp.Name())
-	}()
-	if _, err = io.Copy(tmp, ctxReader{ctx, r}); err != nil {
-		return storage.FullDisk(err)
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if same, err := s.kept(name, tmp); err != nil || same {
-		return err
-	}
-	if err := errors.Join(tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
-		return storage.FullDisk(err)
-	}
-	mu := s.lock(m.Path)
-	mu.Lock()
-	defer mu.Unlock()
-	if same, err := s.kept(name, nil); errors.Is(err, storage.ErrConflict) {
-		// Another writer was first; it wants a comparison.
-		again, err := os.Open(tmp.Name())
-		if err != nil {
-			return err
-		}
-		defer again.Close()
-		_, err = s.kept(name, again)
-		return err
-	} else if err != nil || same {
-		return err
-	}
-	if err := s.mkdir(filepath.Dir(name)); err != nil {
-		return storage.FullDisk(err)
-	}
-	if err := os.Rename(tmp.Name(), name); err != nil {
-		return storage.FullDisk(err)
-	}
-	return syncDir(filepath.Dir(name))
-}
-
-// same compares what is kept with what was put.
-func same(have []byte, r *bytes.Reader) error {
-	b, err := io.ReadAll(r)
-	if err == nil && !bytes.Equal(have, b) {
-		err = storage.ErrConflict
-	}
-	return err
-}
-
 // link gives a file on the same file system, from its start, a name in tmp, so
 // that it need not be copied; the reader is then at its end. nil: it can't be.
 func (s *Store) link(r io.Reader) *os.File {
@@ -216,45 +299,42 @@ func (s *Store) link(r io.Reader) *os.File {
 	return linked
 }
 
-// kept reports whether name is kept with the content of f. It is ErrConflict
-// when it is kept with another, or f is nil.
-func (s *Store) kept(name string, f *os.File) (bool, error) {
+// kept is the file at name, where that has the content of f; nil: there is none. It is
+// ErrConflict where it has another.
+func (s *Store) kept(name string, f *os.File) (os.FileInfo, error) {
 	have, err := os.Open(name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return false, nil
+		return nil, nil
 	} else if err != nil {
-		return false, err
+		return nil, err
 	}
 	defer have.Close()
-	if f == nil {
-		return false, storage.ErrConflict
-	}
 	a, err := have.Stat()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	b, err := f.Stat()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if a.Size() != b.Size() {
-		return false, storage.ErrConflict
+		return nil, storage.ErrConflict
 	}
 	const chunk = 64 << 10
 	x, y := make([]byte, chunk), make([]byte, chunk)
 	for off := int64(0); off < a.Size(); off += chunk {
 		n := min(chunk, a.Size()-off)
 		if _, err := have.ReadAt(x[:n], off); err != nil {
-			return false, err
+			return nil, err
 		}
 		if _, err := f.ReadAt(y[:n], off); err != nil {
-			return false, err
+			return nil, err
 		}
 		if !bytes.Equal(x[:n], y[:n]) {
-			return false, storage.ErrConflict
+			return nil, storage.ErrConflict
 		}
 	}
-	return true, nil
+	return a, nil
 }
 
 // complete enters m in the catalog when all its files are there. The caller

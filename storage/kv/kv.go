@@ -21,6 +21,7 @@ package kv
 
 import (
 	"encoding/binary"
+	"math"
 	"time"
 )
 
@@ -53,10 +54,14 @@ func key(prefix byte, parts ...string) []byte {
 	return b
 }
 
+// appendTime: a time before 1970 is 1970, and one that has too many nanoseconds the last that has not.
 func appendTime(b []byte, t time.Time) []byte {
 	var ns int64
-	if !t.IsZero() {
-		ns = max(0, t.UnixNano())
+	switch {
+	case t.After(time.Unix(0, math.MaxInt64)):
+		ns = math.MaxInt64
+	case t.After(time.Unix(0, 0)):
+		ns = t.UnixNano()
 	}
 	return binary.BigEndian.AppendUint64(b, uint64(ns))
 }

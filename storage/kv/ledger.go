@@ -98,14 +98,27 @@ func (l *Ledger) SetKnown(ctx context.Context, k storage.Key, a *storage.Known) 
 	}
 	kk := ledgerKey('k', k)
 	return l.db.Update(func(tx Tx) error {
+		var old known
+		if b := tx.Get(kk); b != nil && bytes.Contains(b, forgetName) && json.Unmarshal(b, &old) == nil && !old.Forget.IsZero() {
+			if err := tx.Delete(forgetKey(old.Forget, kk)); err != nil {
+				return err
+			}
+		}
 		if err := tx.Put(kk, b); err != nil {
 			return err
 		}
 		if err := l.forget(tx); err != nil || keep.Forget.IsZero() {
 			return err
 		}
-		return tx.Put(append(appendTime([]byte{'x'}, keep.Forget), kk...), nil)
+		return tx.Put(forgetKey(keep.Forget, kk), nil)
 	})
+}
+
+// forgetName is in each answer that has a time to be forgotten: the long lists are none of those.
+var forgetName = []byte(`"Forget":`)
+
+func forgetKey(t time.Time, known []byte) []byte {
+	return append(appendTime([]byte{'x'}, t), known...)
 }
 
 // forget drops a few answers whose time has come, so that the work of dropping

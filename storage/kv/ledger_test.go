@@ -37,6 +37,13 @@ func TestForgets(t *testing.T) {
 		return answers, notes
 	}
 	const n = 20
+	for range 100 { // a branch that is asked for all the time
+		set(0, "main", storage.Known{Info: []byte(`{}`)})
+		now = now.Add(time.Minute)
+	}
+	if answers, notes := kept(); answers != 1 || notes != 1 {
+		t.Errorf("one answer, set again and again: %d answers, %d notes", answers, notes)
+	}
 	for i := range n {
 		set(i, "v1.0.0", storage.Known{RefusedStatus: 404})
 		set(i, "main", storage.Known{Info: []byte(`{}`)})

@@ -108,9 +108,18 @@ func (s *Store) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error
 
 // Put implements storage.Store.
 func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) error {
-	err := s.putAll(ctx, m, f)
+	var zip []byte
+	var err error
+	if f.Zip != nil {
+		if zip, err = io.ReadAll(f.Zip); err != nil {
+			return fmt.Errorf("put %s (zip): %w", m, err)
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err = ctx.Err(); err == nil {
+		err = s.putAll(m, f, zip)
+	}
 	for _, name := range []storage.File{storage.FileInfo, storage.FileMod, storage.FileZip} {
 		if _, ok := s.files[fileKey{m, name}]; !ok {
 			return err
@@ -119,36 +128,28 @@ func (s *Store) Put(ctx context.Context, m module.Version, f storage.Files) erro
 	return errors.Join(err, s.Complete(m))
 }
 
-func (s *Store) putAll(ctx context.Context, m module.Version, f storage.Files) error {
-	for _, small := range []struct {
-		name    storage.File
-		content []byte
-	}{{storage.FileInfo, f.Info}, {storage.FileMod, f.Mod}} {
-		if small.content == nil {
-			continue
+func (s *Store) putAll(m module.Version, f storage.Files, zip []byte) error {
+	if f.Info != nil {
+		if err := s.put(m, storage.FileInfo, f.Info); err != nil {
+			return err
 		}
-		if err := s.put(ctx, m, small.name, small.content); err != nil {
+	}
+	if f.Mod != nil {
+		if err := s.put(m, storage.FileMod, f.Mod); err != nil {
 			return err
 		}
 	}
 	// The zip last: where it is kept, so is what came with it.
-	if f.Zip != nil {
-		zip, err := io.ReadAll(f.Zip)
-		if err != nil {
-			return fmt.Errorf("put %s (zip): %w", m, err)
-		}
-		if err := s.put(ctx, m, storage.FileZip, zip); err != nil {
-			return err
-		}
-		if f.ZipH1 != "" {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			k := fileKey{m, storage.FileZip}
-			if kept, ok := s.files[k]; ok && kept.h1 == "" {
-				kept.h1 = f.ZipH1
-				s.files[k] = kept
-			}
-		}
+	if f.Zip == nil {
+		return nil
+	}
+	if err := s.put(m, storage.FileZip, zip); err != nil {
+		return err
+	}
+	k := fileKey{m, storage.FileZip}
+	if kept := s.files[k]; kept.h1 == "" {
+		kept.h1 = f.ZipH1
+		s.files[k] = kept
 	}
 	return nil
 }
@@ -160,12 +161,7 @@ func (s *Store) ZipH1(_ context.Context, m module.Version) (string, error) {
 	return s.files[fileKey{m, storage.FileZip}].h1, nil
 }
 
-func (s *Store) put(ctx context.Context, m module.Version, name storage.File, content []byte) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (s *Store) put(m module.Version, name storage.File, content []byte) error {
 	k := fileKey{m, name}
 	if have, ok := s.files[k]; ok {
 		if !bytes.Equal(have.content, content) {

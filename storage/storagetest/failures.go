@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -32,6 +33,44 @@ func failedPut(t *testing.T, b Backend) {
 	must(t, s.Put(ctx, v.Version, v.Files()))
 	if !bytes.Equal(read(t, s, v.Version, storage.FileZip), v.Zip) {
 		t.Error("other bytes came back")
+	}
+}
+
+// held is a source that comes on when it is released.
+type held struct {
+	io.Reader
+	once             sync.Once
+	reached, release chan struct{}
+}
+
+func (h *held) Read(p []byte) (int, error) {
+	h.once.Do(func() { close(h.reached) })
+	<-h.release
+	return h.Reader.Read(p)
+}
+
+// A Delete between the files of a Put takes all of them, or none: a zip without the go.mod file
+// that came with it would get one of another day.
+func deleteDuringPut(t *testing.T, b Backend) {
+	s, _ := b.open(t, t.TempDir(), time.Now)
+	v := New("example.com/m", "v1.0.0", "")
+	zip := &held{Reader: bytes.NewReader(v.Zip), reached: make(chan struct{}), release: make(chan struct{})}
+	done := make(chan error, 1)
+	go func() { done <- s.Put(ctx, v.Version, storage.Files{Info: v.Info, Mod: v.Mod, Zip: zip}) }()
+	<-zip.reached
+	if err := s.Delete(ctx, v.Version); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	close(zip.release)
+	must(t, <-done)
+	_, err := s.Resolve(ctx, v.Path, v.Version.Version)
+	for _, err := range []error{err, closed(s.Mod(ctx, v.Version)), closed(s.Zip(ctx, v.Version))} {
+		if err != nil {
+			t.Errorf("the Put that ended last: %v", err)
+		}
+	}
+	if list, err := s.List(ctx, v.Path); err != nil || len(list.Versions) != 1 {
+		t.Errorf("list: %v, %v", list, err)
 	}
 }
 

@@ -89,6 +89,13 @@ func index(t *testing.T, b Backend) {
 			t.Errorf("entry %d is not later than the one before", i)
 		}
 	}
+	// Anybody may ask for any time that RFC 3339 has.
+	for year, want := range map[int]int{0: len(all), 1000: len(all), 1600: len(all), 2300: 0, 9999: 0} {
+		got, err := s.Index(ctx, time.Date(year, 1, 2, 3, 4, 5, 6, time.UTC), len(all)+1)
+		if err != nil || len(got) != want {
+			t.Errorf("since the year %d: %d entries, want %d: %v", year, len(got), want, err)
+		}
+	}
 	for _, size := range []int{2, 3, 7, len(all)} {
 		var got []storage.IndexEntry
 		since := time.Time{}

@@ -26,7 +26,7 @@ import (
 func Run(t *testing.T, b Backend) {
 	for name, test := range map[string]func(*testing.T, Backend){
 		"Store/Files": files, "Store/ZipReaders": zipReaders, "Store/Conflict": conflict, "Store/ZipH1": zipH1, "Store/Names": names, "Store/Concurrent": concurrent,
-		"Store/FailedPut": failedPut, "Store/LostAnswer": lostAnswer, "Store/CrashBetweenFiles": crashBetweenFiles,
+		"Store/FailedPut": failedPut, "Store/DeleteDuringPut": deleteDuringPut, "Store/LostAnswer": lostAnswer, "Store/CrashBetweenFiles": crashBetweenFiles,
 		"Store/ReaderDuringPut": readerDuringPut, "Store/Cancelled": cancelled, "Store/CancelledPut": cancelledPut, "Store/CancelledReader": cancelledReader, "Store/BigZip": bigZips,
 		"Store/Catalog": catalog, "Store/Index": index, "Store/IndexWriters": indexWriters, "Store/Delete": deletes, "Store/Tombstone": tombstone, "Store/Reopen": reopen,
 		"Ledger/Known": known, "Ledger/Forget": forget, "Ledger/Queue": queue, "Ledger/Start": start, "Ledger/Parked": parked, "Ledger/Full": full, "Ledger/Lease": lease, "Ledger/ClaimOnce": claimOnce, "Ledger/Wait": wait, "Ledger/Swap": swap,
