@@ -3,6 +3,7 @@ package vcs
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -46,12 +47,39 @@ const (
 // blank is what stands between the words of a line.
 const blank = " \t\r\n"
 
+// errGitsOwn: with such a name anywhere in a tree, git archives nothing of it.
+var errGitsOwn = errors.New("git keeps this name for itself")
+
+// isGitsOwn reports whether git refuses to have a name in a tree: one with an element that
+// is ".git", or a link that is ".gitmodules", in any case, and as Windows may take them.
+// Source: https://github.com/git/git/blob/v2.39.5/read-cache.c, verify_path, and path.c,
+// is_ntfs_dotgit.
+func isGitsOwn(name string, link bool) bool {
+	for element := range strings.FieldsFuncSeq(name, func(r rune) bool { return r == '/' || r == '\\' }) {
+		element, _, _ = strings.Cut(element, ":")
+		switch strings.ToLower(strings.TrimRight(element, " .")) {
+		case ".git", "git~1":
+			return true
+		case ".gitmodules", "gitmod~1", "gitmod~2", "gitmod~3", "gitmod~4":
+			if link {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// readAttributes reads those of a whole tree. A name in it that is git's own is
+// errGitsOwn.
 func readAttributes(o *git.Objects, tree string) (*attributes, error) {
 	a := &attributes{rules: map[string][]rule{}, macros: map[string][]setting{
 		"binary": {{"diff", isUnset}, {"merge", isUnset}, {"text", isUnset}},
 	}}
 	left := maxAllAttributesBytes
 	err := o.Walk(tree, func(name string, e git.Entry) error {
+		if isGitsOwn(name, e.IsLink()) {
+			return fmt.Errorf("%.200q: %w", name, errGitsOwn)
+		}
 		if path.Base(name) != ".gitattributes" || !e.IsFile() {
 			return nil
 		}
@@ -216,8 +244,8 @@ func (a *attributes) conversion(name string) (func(io.Reader) io.Reader, error) 
 	}
 	got := a.of(name)
 	switch e := got["working-tree-encoding"]; {
-	case e == "" || e == isUnspecified || strings.EqualFold(e, "utf-8") || strings.EqualFold(e, "utf8"):
-	case e == isSet || e == isUnset:
+	case e == "" || e == isUnspecified || e == isUnset || strings.EqualFold(e, "utf-8") || strings.EqualFold(e, "utf8"):
+	case e == isSet:
 		return nil, fmt.Errorf("%s has the git attribute working-tree-encoding without a value, which is an error to git", name)
 	default:
 		return nil, fmt.Errorf("%s has the git attribute working-tree-encoding=%.40s, which is not supported", name, e)

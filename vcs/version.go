@@ -31,7 +31,11 @@ type origin struct {
 // info is the answer for a version of a revision.
 func (m *mod) info(ctx context.Context, r *revision, version, asked string) (*goproxy.Info, error) {
 	o := origin{VCS: "git", URL: m.repo.PublicURL, Subdir: m.dir, Hash: r.hash, Ref: r.ref}
-	if module.IsPseudoVersion(version) && version != asked { // another tag would make it another version
+	switch {
+	case !module.IsPseudoVersion(version):
+	case version == asked: // it stays when the ref moves
+		o.Ref = ""
+	default: // another tag would make it another version
 		rs, err := m.s.refsOf(ctx, m.repo, refsFor)
 		if err != nil {
 			return nil, err
