@@ -80,7 +80,7 @@ func readAttributes(o *git.Objects, tree string) (*attributes, error) {
 		if isGitsOwn(name, e.IsLink()) {
 			return fmt.Errorf("%.200q: %w", name, errGitsOwn)
 		}
-		if path.Base(name) != ".gitattributes" || !e.IsFile() {
+		if path.Base(name) != ".gitattributes" || !e.IsFile() && !e.IsLink() { // of a link, where it leads is read
 			return nil
 		}
 		b, err := o.ReadBlob(e.Hash, maxAttributesBytes)

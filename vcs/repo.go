@@ -173,7 +173,8 @@ func (r *revision) short() string { return r.hash[:12] }
 const minHash = 7
 
 // stat finds the commit that a query names: a version, a tag, a branch, HEAD, or a
-// hash, of at least 7 digits, of a commit from which a branch or tag descends.
+// hash, of at least 7 digits, of a commit from which a branch or tag descends. "" is the
+// end of the default branch: HEAD, though a tag or a branch has that name.
 func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
 	rev := query
 	if semver.IsValid(query) {
@@ -196,6 +197,10 @@ func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
 	}
 	r := &revision{}
 	switch {
+	case query == "" && rs.all["HEAD"] != "":
+		r.ref, r.hash = "HEAD", rs.all["HEAD"]
+	case query == "":
+		return nil, m.notFound("HEAD", "there is no default branch, or nothing in it")
 	case rs.tags[rev] != "":
 		r.ref, r.hash, r.version = "refs/tags/"+rev, rs.tags[rev], rev
 	case rs.all["refs/heads/"+rev] != "":

@@ -133,41 +133,68 @@ type Commit struct {
 // ErrNotCommit: a tag may name a file or a folder.
 var ErrNotCommit = errors.New("it is not a commit")
 
-// Commit reads a commit. Another object is ErrNotCommit.
+// Commit reads a commit. Another object is ErrNotCommit; one without a time that git
+// takes for one, or with one that no .info file can have, is another error.
 func (o *Objects) Commit(hash string) (*Commit, error) {
-	if _, obj, err := o.find(hash); err == nil && obj.typ != commitObject {
-		return nil, fmt.Errorf("git object %s: %w but a %s", hash, ErrNotCommit, obj.typ)
-	}
-	b, err := o.small(hash, commitObject, maxCommitBytes)
+	c, committer, err := o.commit(hash)
 	if err != nil {
 		return nil, err
 	}
-	// Of a message nothing is kept.
-	b, _, _ = bytes.Cut(b, []byte("\n\n"))
-	c := &Commit{}
-	for line := range strings.SplitSeq(string(b), "\n") {
-		name, value, _ := strings.Cut(line, " ")
-		switch name {
-		case "tree":
-			c.Tree = value
-		case "parent":
-			c.Parents = append(c.Parents, value)
-		case "committer": // name <address> seconds zone
-			f := strings.Fields(value[strings.LastIndexByte(value, '>')+1:])
-			if len(f) == 0 {
-				return nil, fmt.Errorf("git commit %s: %q has no time", hash, printable(line))
-			}
-			s, err := strconv.ParseInt(f[0], 10, 64)
-			if err != nil {
-				return nil, fmt.Errorf("git commit %s: %q has no time", hash, printable(line))
-			}
-			c.Time = time.Unix(s, 0).UTC()
-		}
-	}
-	if !isHash(c.Tree) || c.Time.IsZero() {
-		return nil, fmt.Errorf("git commit %s has no tree or no committer", hash)
+	s, ok := committerTime(committer)
+	if c.Time = time.Unix(s, 0).UTC(); !ok || c.Time.Year() > 9999 {
+		return nil, fmt.Errorf("git commit %s: its committer, %q, has no time that can be used", hash, printable(committer))
 	}
 	return c, nil
+}
+
+// commit reads a commit without its time, and its committer. That of an ancestor may be
+// anything.
+// Source: https://github.com/git/git/blob/v2.39.5/commit.c, parse_commit_buffer, and
+// pretty.c, parse_commit_header.
+func (o *Objects) commit(hash string) (c *Commit, committer string, err error) {
+	if _, obj, err := o.find(hash); err == nil && obj.typ != commitObject {
+		return nil, "", fmt.Errorf("git object %s: %w but a %s", hash, ErrNotCommit, obj.typ)
+	}
+	b, err := o.small(hash, commitObject, maxCommitBytes)
+	if err != nil {
+		return nil, "", err
+	}
+	// Of a message nothing is kept.
+	b, _, _ = bytes.Cut(b, []byte("\n\n"))
+	first, rest, _ := strings.Cut(string(b), "\n")
+	c = &Commit{}
+	var ok bool
+	if c.Tree, ok = strings.CutPrefix(first, "tree "); !ok || !isHash(c.Tree) {
+		return nil, "", fmt.Errorf("git commit %s has no tree", hash)
+	}
+	parents := true // they are before all else
+	for line := range strings.SplitSeq(rest, "\n") {
+		name, value, _ := strings.Cut(line, " ")
+		if parents = parents && name == "parent"; parents {
+			c.Parents = append(c.Parents, value)
+		} else if name == "committer" { // name <address> seconds zone
+			committer = value
+		}
+	}
+	return c, committer, nil
+}
+
+// committerTime is the time of a committer, in seconds, which git takes for one only with a
+// zone behind it.
+// Source: https://github.com/git/git/blob/v2.39.5/ident.c, split_ident_line.
+func committerTime(committer string) (seconds int64, ok bool) {
+	_, address, ok := strings.Cut(committer, "<")
+	if !ok || !strings.Contains(address, ">") {
+		return 0, false
+	}
+	const space, digits = " \t\n\r", "0123456789"
+	rest := strings.TrimLeft(address[strings.LastIndexByte(address, '>')+1:], space)
+	zone := strings.TrimLeft(rest, digits)
+	seconds, err := strconv.ParseInt(rest[:len(rest)-len(zone)], 10, 64)
+	if zone = strings.TrimLeft(zone, space); err != nil || len(zone) < 2 || zone[0] != '+' && zone[0] != '-' {
+		return 0, false
+	}
+	return seconds, strings.IndexByte(digits, zone[1]) >= 0
 }
 
 // Entry is one name in a tree.
@@ -370,7 +397,7 @@ func (o *Objects) Ancestors(ctx context.Context, of ...string) (*Commits, error)
 		}
 		h := hex.EncodeToString(o.pack.objects[todo[len(todo)-1]].hash[:])
 		todo = todo[:len(todo)-1]
-		c, err := o.Commit(h)
+		c, _, err := o.commit(h)
 		if err != nil {
 			return nil, err
 		}
