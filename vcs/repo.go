@@ -135,9 +135,9 @@ func (s *Source) history(ctx context.Context, repo *remote.Repo, of ...string) (
 	return s.fetch(ctx, repo, git.Want{Hashes: of, Filter: "tree:0"})
 }
 
-// fetch fetches commits. Where the server gives only what its refs name, as git does
-// over SSH when it is not told of version 2, all that is behind them is fetched: the go
-// command's last resort.
+// fetch fetches commits. Where the server refuses, as it gives only what its refs name (git
+// over SSH when it is not told of version 2, Gerrit over SSH), all that is behind them is
+// fetched: the go command's last resort.
 func (s *Source) fetch(ctx context.Context, repo *remote.Repo, w git.Want) (*git.Objects, error) {
 	rs, err := s.refsOf(ctx, repo, refsFor)
 	if err != nil {
@@ -151,8 +151,9 @@ func (s *Source) fetch(ctx context.Context, repo *remote.Repo, w git.Want) (*git
 	}
 	w.Hashes = advertised(w.Hashes)
 	o, err := s.git.Fetch(ctx, repo.URL, w)
-	if errors.Is(err, git.ErrNotSent) {
-		w.Hashes, w.Depth = advertised(slices.Compact(slices.Sorted(maps.Values(rs.all)))), 0
+	all := advertised(slices.Compact(slices.Sorted(maps.Values(rs.all))))
+	if errors.Is(err, git.ErrNotSent) && (w.Depth > 0 || !slices.Equal(w.Hashes, all)) {
+		w.Hashes, w.Depth = all, 0
 		o, err = s.git.Fetch(ctx, repo.URL, w)
 	}
 	return o, err

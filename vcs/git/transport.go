@@ -77,9 +77,10 @@ func (s *service) ask(ctx context.Context) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t := resp.Header.Get("Content-Type"); t != "application/x-git-upload-pack-advertisement" {
+	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	if !strings.EqualFold(strings.TrimSpace(kind), "application/x-git-upload-pack-advertisement") {
 		resp.Body.Close()
-		return nil, goproxy.NotFound("%s: no git repository is served there: the answer is %.60q", Name(s.repo), t)
+		return nil, goproxy.NotFound("%s: no git repository is served there: the answer is %.60q", Name(s.repo), kind)
 	}
 	// git asks where a redirect led for the rest.
 	if final, ok := strings.CutSuffix(resp.Request.URL.Path, "/info/refs"); ok {

@@ -2,6 +2,7 @@ package git
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -71,5 +72,19 @@ func TestVersions(t *testing.T) {
 				o.Close()
 			}
 		}
+	}
+}
+
+// A branch that is not there, to which HEAD points, is no ref, told of or not.
+func TestUnborn(t *testing.T) {
+	srv := httptest.NewServer(host{text(v2), text(pkt("unborn HEAD symref-target:refs/heads/main\n") + pkt(someHash+" refs/tags/v1.0.0\n") + "0000")})
+	defer srv.Close()
+	u, err := url.Parse(srv.URL + "/repo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refs, err := (&Client{HTTP: srv.Client(), TempDir: t.TempDir()}).Refs(t.Context(), u)
+	if err != nil || len(refs) != 1 || refs[0].Name != "refs/tags/v1.0.0" {
+		t.Errorf("%+v, %v", refs, err)
 	}
 }
