@@ -126,3 +126,20 @@ func TestOtherMakes(t *testing.T) {
 		})
 	}
 }
+
+// A commit of the year 10000, which no .info file can have, is an error.
+func TestTimeOfNoInfo(t *testing.T) {
+	l := listen(t, `repo lib; gomod go.mod git.test.example/lib.git; git add -A
+GIT_COMMITTER_DATE="@253402300799 +0000" git commit -q -m x; tag v1.0.0; GIT_COMMITTER_DATE="@253402300800 +0000" git commit -q --allow-empty -m x; tag v1.1.0
+GIT_COMMITTER_DATE="@9223372036854775807 +0000" git commit -q --allow-empty -m x; tag v1.2.0
+`, Options{})
+	for version, want := range map[string]string{"v1.0.0": "", "v1.1.0": "has no time that can be used", "v1.2.0": "has no time that can be used"} {
+		info, err := l.Resolve(t.Context(), "git.test.example/lib.git", version)
+		if err == nil {
+			info.JSON() // it panics where there is none
+		}
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", version, err, want)
+		}
+	}
+}

@@ -223,7 +223,9 @@ func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
 		return nil, err
 	}
 	defer t.release()
-	r.time = t.commit.Time
+	if r.time = t.commit.Time; r.time.IsZero() {
+		return nil, goproxy.Errorf(http.StatusBadGateway, "%s@%s at %s: its commit, %s, has no time that can be used", m.path, query, git.Name(m.repo.URL), r.hash)
+	}
 	for tag, hash := range rs.tags {
 		if hash == r.hash {
 			r.tags = append(r.tags, tag)

@@ -127,45 +127,32 @@ const (
 type Commit struct {
 	Tree    string
 	Parents []string
-	Time    time.Time // the committer's, UTC, to the second
+	// Time is the committer's, UTC, to the second; zero: there is none that git takes for
+	// one, or that an .info file can have.
+	Time time.Time
 }
 
 // ErrNotCommit: a tag may name a file or a folder.
 var ErrNotCommit = errors.New("it is not a commit")
 
-// Commit reads a commit. Another object is ErrNotCommit; one without a time that git
-// takes for one, or with one that no .info file can have, is another error.
-func (o *Objects) Commit(hash string) (*Commit, error) {
-	c, committer, err := o.commit(hash)
-	if err != nil {
-		return nil, err
-	}
-	s, ok := committerTime(committer)
-	if c.Time = time.Unix(s, 0).UTC(); !ok || c.Time.Year() > 9999 {
-		return nil, fmt.Errorf("git commit %s: its committer, %q, has no time that can be used", hash, printable(committer))
-	}
-	return c, nil
-}
-
-// commit reads a commit without its time, and its committer. That of an ancestor may be
-// anything.
+// Commit reads a commit. Another object is ErrNotCommit.
 // Source: https://github.com/git/git/blob/v2.39.5/commit.c, parse_commit_buffer, and
 // pretty.c, parse_commit_header.
-func (o *Objects) commit(hash string) (c *Commit, committer string, err error) {
+func (o *Objects) Commit(hash string) (*Commit, error) {
 	if _, obj, err := o.find(hash); err == nil && obj.typ != commitObject {
-		return nil, "", fmt.Errorf("git object %s: %w but a %s", hash, ErrNotCommit, obj.typ)
+		return nil, fmt.Errorf("git object %s: %w but a %s", hash, ErrNotCommit, obj.typ)
 	}
 	b, err := o.small(hash, commitObject, maxCommitBytes)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	// Of a message nothing is kept.
 	b, _, _ = bytes.Cut(b, []byte("\n\n"))
 	first, rest, _ := strings.Cut(string(b), "\n")
-	c = &Commit{}
+	c := &Commit{}
 	var ok bool
 	if c.Tree, ok = strings.CutPrefix(first, "tree "); !ok || !isHash(c.Tree) {
-		return nil, "", fmt.Errorf("git commit %s has no tree", hash)
+		return nil, fmt.Errorf("git commit %s has no tree", hash)
 	}
 	parents := true // they are before all else
 	for line := range strings.SplitSeq(rest, "\n") {
@@ -173,29 +160,34 @@ func (o *Objects) commit(hash string) (c *Commit, committer string, err error) {
 		if parents = parents && name == "parent"; parents {
 			c.Parents = append(c.Parents, value)
 		} else if name == "committer" { // name <address> seconds zone
-			committer = value
+			c.Time = committerTime(value)
 		}
 	}
-	return c, committer, nil
+	return c, nil
 }
 
-// committerTime is the time of a committer, in seconds, which git takes for one only with a
-// zone behind it.
+// committerTime is the time of a committer, which git takes for one only with a zone behind
+// it.
 // Source: https://github.com/git/git/blob/v2.39.5/ident.c, split_ident_line.
-func committerTime(committer string) (seconds int64, ok bool) {
+func committerTime(committer string) (none time.Time) {
 	_, address, ok := strings.Cut(committer, "<")
 	if !ok || !strings.Contains(address, ">") {
-		return 0, false
+		return none
 	}
 	const space, digits = " \t\n\r", "0123456789"
 	rest := strings.TrimLeft(address[strings.LastIndexByte(address, '>')+1:], space)
 	zone := strings.TrimLeft(rest, digits)
 	seconds, err := strconv.ParseInt(rest[:len(rest)-len(zone)], 10, 64)
-	if zone = strings.TrimLeft(zone, space); err != nil || len(zone) < 2 || zone[0] != '+' && zone[0] != '-' {
-		return 0, false
+	if zone = strings.TrimLeft(zone, space); err != nil || len(zone) < 2 || zone[0] != '+' && zone[0] != '-' || strings.IndexByte(digits, zone[1]) < 0 {
+		return none
 	}
-	return seconds, strings.IndexByte(digits, zone[1]) >= 0
+	if seconds > year9999 {
+		return none
+	}
+	return time.Unix(seconds, 0).UTC()
 }
+
+const year9999 = 253402300799 // its last second
 
 // Entry is one name in a tree.
 type Entry struct {
@@ -397,7 +389,7 @@ func (o *Objects) Ancestors(ctx context.Context, of ...string) (*Commits, error)
 		}
 		h := hex.EncodeToString(o.pack.objects[todo[len(todo)-1]].hash[:])
 		todo = todo[:len(todo)-1]
-		c, _, err := o.commit(h)
+		c, err := o.Commit(h)
 		if err != nil {
 			return nil, err
 		}
