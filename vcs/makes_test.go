@@ -61,6 +61,12 @@ func TestOtherMakes(t *testing.T) {
 			}
 			return ""
 		}},
+		{name: "it wants thin-pack (dulwich)", protocol: "0", status: http.StatusInternalServerError, refuses: func(body string) string {
+			if !strings.Contains(body, " thin-pack") {
+				return "Client does not support required capability b'thin-pack'."
+			}
+			return ""
+		}},
 		{name: "its first answer's type has a charset", kind: "Application/x-git-upload-pack-advertisement; charset=utf-8"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -157,7 +157,11 @@ func (s *service) wantRequest(w Want) ([]byte, error) {
 			caps = append(caps, c)
 		}
 	}
-	// It is of no use to who has nothing yet, but Azure DevOps refuses those without it.
+	// Of no use to who has nothing yet, but said by git: Azure DevOps refuses those without
+	// multi_ack, dulwich those without thin-pack.
+	if s.can("thin-pack") {
+		caps = append(caps, "thin-pack")
+	}
 	for _, c := range []string{"multi_ack_detailed", "multi_ack"} {
 		if s.can(c) {
 			caps = append(caps, c)
