@@ -372,7 +372,7 @@ func (m *mod) retracted(ctx context.Context, versions []string) func(string) boo
 	if err != nil || content == nil {
 		return none
 	}
-	f, err := modfile.ParseLax("go.mod", content, nil)
+	f, err := goproxy.ParseMod("go.mod", content)
 	if err != nil {
 		return none
 	}
