@@ -272,6 +272,41 @@ func TestWalk(t *testing.T) {
 	}
 }
 
+// A walk whose place the catalog does not know any more begins again, instead of never
+// getting further.
+func TestWalkOfATokenThatIsNone(t *testing.T) {
+	var asked []string
+	catalog := Catalog{Name: "other", Page: func(_ context.Context, after string, _ int) (storage.Page, error) {
+		if asked = append(asked, after); after != "" {
+			return storage.Page{}, goproxy.Errorf(http.StatusBadRequest, "bad request: %q is not a catalog token", after)
+		}
+		return storage.Page{}, nil
+	}}
+	s := memory.New(0, nil)
+	c := New(s, s, Options{Name: "c", Ahead: Ahead{Catalogs: []Catalog{catalog}, Every: time.Hour}, Log: slog.New(slog.DiscardHandler)})
+	before := &cursor[catalogPlace]{ledger: s, key: stateKey("catalog", catalog.Name), holder: "before"}
+	began := time.Now().Add(-time.Minute).UTC()
+	if err := before.hold(t.Context(), func(ctx context.Context) error {
+		return before.move(ctx, catalogPlace{Token: "old", Started: began})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.walk(t.Context(), catalog); goproxy.Status(err) != http.StatusBadRequest {
+		t.Errorf("the first look: %v", err)
+	}
+	if err := c.walk(t.Context(), catalog); err != nil || !slices.Equal(asked, []string{"old", ""}) {
+		t.Errorf("the second: %v; asked for %q", err, asked)
+	}
+	if err := before.hold(t.Context(), func(context.Context) error {
+		if !before.at.Ended.Equal(began) {
+			t.Errorf("the walk is at %+v", before.at)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // One crawler at a time holds a cursor; one that has lost it stops.
 func TestCursor(t *testing.T) {
 	s := memory.New(0, nil)

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"time"
 
 	"golang.org/x/mod/module"
 
+	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/storage"
 )
 
@@ -192,6 +194,12 @@ func (c *Crawler) walk(ctx context.Context, catalog Catalog) error {
 		}
 		for {
 			page, err := catalog.Page(ctx, at.Token, catalogPage)
+			if at.Token != "" && goproxy.Status(err) == http.StatusBadRequest {
+				// A catalog that has moved to another database does not know its own tokens:
+				// what has been looked at since the walk began is not asked for again.
+				at.Token = ""
+				return errors.Join(err, cu.move(ctx, at))
+			}
 			if err != nil {
 				return err
 			}

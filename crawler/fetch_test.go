@@ -1,6 +1,8 @@
 package crawler
 
 import (
+	"archive/zip"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -382,4 +384,50 @@ func TestForbidden(t *testing.T) {
 			t.Errorf("upstream was asked %v", asked)
 		}
 	})
+}
+
+// crlf is an upstream whose zips have a go.mod with other line ends than the .mod file's:
+// one of git's attributes does that.
+type crlf struct{ *upstream }
+
+func (u crlf) Zip(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
+	if _, err := u.upstream.Zip(ctx, m); err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	w, err := z.Create(m.String() + "/go.mod")
+	if err == nil {
+		_, err = w.Write(bytes.ReplaceAll(modOf(m.Path), []byte("\n"), []byte("\r\n")))
+	}
+	if err := errors.Join(err, z.Close()); err != nil {
+		return nil, err
+	}
+	return goproxy.NewBlob(b.Bytes(), time.Time{}), nil
+}
+
+// The .mod file of such a zip is upstream's, whichever is asked for first.
+func TestLineEndsOfGoMod(t *testing.T) {
+	for _, first := range []string{"zip", "mod"} {
+		u := crlf{newUpstream()}
+		u.add("example.com/m", "v1.0.0")
+		inBubble(t, memory.New(0, nil), options(u), func(t *testing.T, c *Crawler) {
+			m := module.Version{Path: "example.com/m", Version: "v1.0.0"}
+			for _, file := range []string{first, "zip", "mod"} {
+				get := c.Zip
+				if file == "mod" {
+					get = c.Mod
+				}
+				b, err := get(t.Context(), m)
+				if err != nil {
+					t.Errorf("%s first: %s: %v", first, file, err)
+					continue
+				}
+				got, err := b.ReadAll(1 << 20)
+				if err != nil || file == "mod" && !bytes.Equal(got, modOf(m.Path)) {
+					t.Errorf("%s first: the %s is %q, %v", first, file, got, err)
+				}
+			}
+		})
+	}
 }

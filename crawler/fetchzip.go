@@ -17,7 +17,7 @@ import (
 )
 
 // fetchZip spools the zip to disk, checks all of it, and only then keeps it,
-// with the go.mod file that is in it.
+// with the .mod file that goes with it.
 func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
 	verify, verifyItsMod := c.expect(ctx, m.Path, m.Version), c.expect(ctx, m.Path, m.Version+"/go.mod")
 	tmp, err := os.CreateTemp(c.o.TempDir, "fetch-")
@@ -35,7 +35,7 @@ func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
 	if err != nil {
 		return badAnswer(err)
 	}
-	if err := c.sameMod(ctx, m, mod); err != nil {
+	if mod, err = c.modOf(ctx, m, mod); err != nil {
 		return err
 	}
 	if err := verifyMod(mod, verifyItsMod); err != nil {
@@ -127,20 +127,29 @@ func tooLarge(format string, args ...any) error {
 	return goproxy.Errorf(http.StatusRequestEntityTooLarge, format+"; at most %d are accepted", append(args, goproxy.MaxZipBytes)...)
 }
 
-// sameMod compares the zip's go.mod with the one kept, if one is.
-func (c *Crawler) sameMod(ctx context.Context, m module.Version, mod []byte) error {
+// modOf is the .mod file that goes with the go.mod in a zip: the one that is kept, or else
+// that very go.mod; where its line ends may be the zip's alone, upstream is asked for the
+// .mod file first.
+func (c *Crawler) modOf(ctx context.Context, m module.Version, inZip []byte) ([]byte, error) {
 	b, err := c.store.Mod(ctx, m)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return err
+		if !bytes.Contains(inZip, []byte("\r\n")) {
+			return inZip, nil
+		}
+		if err := c.fetchMod(ctx, m); err != nil {
+			return nil, err
+		}
+		b, err = c.store.Mod(ctx, m)
+	}
+	if err != nil {
+		return nil, err
 	}
 	have, err := b.ReadAll(goproxy.MaxModBytes)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if !bytes.Equal(have, mod) {
-		return badAnswer(fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m))
+	if !storage.SameMod(inZip, have) {
+		return nil, badAnswer(fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m))
 	}
-	return nil
+	return have, nil
 }

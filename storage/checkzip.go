@@ -36,6 +36,14 @@ const (
 	maxReasonBytes = 2000
 )
 
+// SameMod reports whether the go.mod file in a zip is the .mod file: byte for byte, but for
+// line ends. The go command takes the .mod file as it was committed, and that in the zip as
+// git archives it: with a CR before each LF where an attribute (eol=crlf) says so.
+func SameMod(inZip, mod []byte) bool {
+	lf := func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")) }
+	return bytes.Equal(inZip, mod) || bytes.Equal(lf(inZip), lf(mod))
+}
+
 // CheckZip checks a whole module zip: the rules of golang.org/x/mod/zip (names,
 // prefix, sizes, case collisions, major version), the CRC of every file, and
 // the go.mod in it. It returns the h1: hash of the zip and the go.mod file that

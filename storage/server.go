@@ -238,7 +238,7 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 		zipH1, mod, err = CheckZip(m, zip.Name())
 		if err == nil && f.Mod == nil {
 			f.Mod = mod
-		} else if err == nil && !bytes.Equal(mod, f.Mod) {
+		} else if err == nil && !SameMod(mod, f.Mod) {
 			err = fmt.Errorf("%s: the go.mod in the zip is not the .mod file", m)
 		}
 	case isEmpty(zip):

@@ -125,6 +125,8 @@ func TestSaveStatus(t *testing.T) {
 		{"a hash and no go.mod", kept, t.TempDir(), form("mod.zip", string(v.Zip)), h1, 400, "comes with its mod.mod"},
 		{"a hash and an empty zip", kept, t.TempDir(), form("mod.mod", string(v.Mod), "mod.zip", ""), h1, 400, "it is empty"},
 		{"a hash", memory.New(0, nil), t.TempDir(), whole, h1, 200, ""},
+		{"other line ends in the zip", memory.New(0, nil), t.TempDir(), form("mod.mod", strings.ReplaceAll(string(v.Mod), "\n", "\r\n"), "mod.zip", string(v.Zip)), "", 200, ""},
+		{"a line more in the zip", kept, t.TempDir(), form("mod.mod", strings.TrimSuffix(string(v.Mod), "\n"), "mod.zip", string(v.Zip)), "", 400, "the go.mod in the zip is not the .mod file"},
 	} {
 		var header []string
 		if tc.zipH1 != "" {
@@ -200,7 +202,7 @@ func validZip(t *testing.T, m module.Version, zip, mod []byte) bool {
 		t.Fatal(err)
 	}
 	_, zipMod, err := storage.CheckZip(m, name)
-	return err == nil && (mod == nil || bytes.Equal(zipMod, mod))
+	return err == nil && (mod == nil || storage.SameMod(zipMod, mod))
 }
 
 // A server that does not end its page is given up.

@@ -3,6 +3,7 @@ package vcs
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -19,6 +20,7 @@ import (
 type attributes struct {
 	rules  map[string][]rule    // by the folder of the file, "." for the root
 	macros map[string][]setting // the root's alone, and binary
+	memory int64                // bytes that were taken for them
 }
 
 // rule is one line: what it is about and what it says, in the line's order.
@@ -38,27 +40,67 @@ const (
 )
 
 const (
-	maxAttributesBytes    = 1 << 20
-	maxAllAttributesBytes = 16 << 20
-	maxAttributesLine     = 2048 // git ignores lines that are longer
+	maxAttributesBytes = 2 << 20 // of all files
+	maxAttributesLine  = 2048    // git ignores lines that are longer
+	// attributeBytes is about how much memory each byte of a file takes, whatever is in it
+	// (TestAttributesMemory).
+	attributeBytes = 50
 )
 
 // blank is what stands between the words of a line.
 const blank = " \t\r\n"
 
+var (
+	// errGitsOwn: with such a name anywhere in a tree, git archives nothing of it.
+	errGitsOwn        = errors.New("git keeps this name for itself")
+	errManyAttributes = fmt.Errorf("more than %d bytes of .gitattributes", maxAttributesBytes)
+)
+
+// isGitsOwn reports whether git refuses to have a name in a tree: one with an element that
+// is ".git", or a link that is ".gitmodules", in any case, and as Windows may take them.
+// Source: https://github.com/git/git/blob/v2.39.5/read-cache.c, verify_path, and path.c,
+// is_ntfs_dotgit.
+func isGitsOwn(name string, link bool) bool {
+	for element := range strings.FieldsFuncSeq(name, func(r rune) bool { return r == '/' || r == '\\' }) {
+		element, _, _ = strings.Cut(element, ":")
+		switch strings.ToLower(strings.TrimRight(element, " .")) {
+		case ".git", "git~1":
+			return true
+		case ".gitmodules", "gitmod~1", "gitmod~2", "gitmod~3", "gitmod~4":
+			if link {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// readAttributes reads those of a whole tree; who has read them gives their memory back. A
+// name in it that is git's own is errGitsOwn, more than is accepted errManyAttributes.
 func readAttributes(o *git.Objects, tree string) (*attributes, error) {
 	a := &attributes{rules: map[string][]rule{}, macros: map[string][]setting{
 		"binary": {{"diff", isUnset}, {"merge", isUnset}, {"text", isUnset}},
 	}}
-	left := maxAllAttributesBytes
+	left := int64(maxAttributesBytes)
 	err := o.Walk(tree, func(name string, e git.Entry) error {
-		if path.Base(name) != ".gitattributes" || !e.IsFile() {
+		if isGitsOwn(name, e.IsLink()) {
+			return fmt.Errorf("%.200q: %w", name, errGitsOwn)
+		}
+		if path.Base(name) != ".gitattributes" || !e.IsFile() && !e.IsLink() { // of a link, where it leads is read
 			return nil
 		}
-		b, err := o.ReadBlob(e.Hash, maxAttributesBytes)
-		if left -= len(b); err == nil && left < 0 {
-			err = fmt.Errorf("more than %d bytes of .gitattributes", maxAllAttributesBytes)
+		size, err := o.Size(e.Hash)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
+		if left -= size; left < 0 {
+			return errManyAttributes
+		}
+		if err := o.TakeMemory(attributeBytes * size); err != nil {
+			return err
+		}
+		a.memory += attributeBytes * size
+		b, err := o.ReadBlob(e.Hash, size)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
@@ -216,8 +258,8 @@ func (a *attributes) conversion(name string) (func(io.Reader) io.Reader, error) 
 	}
 	got := a.of(name)
 	switch e := got["working-tree-encoding"]; {
-	case e == "" || e == isUnspecified || strings.EqualFold(e, "utf-8") || strings.EqualFold(e, "utf8"):
-	case e == isSet || e == isUnset:
+	case e == "" || e == isUnspecified || e == isUnset || strings.EqualFold(e, "utf-8") || strings.EqualFold(e, "utf8"):
+	case e == isSet:
 		return nil, fmt.Errorf("%s has the git attribute working-tree-encoding without a value, which is an error to git", name)
 	default:
 		return nil, fmt.Errorf("%s has the git attribute working-tree-encoding=%.40s, which is not supported", name, e)

@@ -5,14 +5,19 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/testgit"
 )
 
@@ -180,4 +185,46 @@ func FuzzAttributes(f *testing.F) {
 		}
 		a.conversion(name)
 	})
+}
+
+// What .gitattributes files take of memory is counted before they are read, and enough is:
+// whatever is in them.
+func TestAttributesMemory(t *testing.T) {
+	for name, line := range map[string]string{
+		"letters": strings.Repeat("a", 2000) + " x\n", "sets": strings.Repeat("[a]", 600) + " x\n", "stars": strings.Repeat("*a", 1000) + " x\n",
+		"short lines": "a x\n", "settings": "a" + strings.Repeat(" b", 1000) + "\n", "macros": "[attr]m x\n",
+	} {
+		text := []byte(strings.Repeat(line, (1<<20)/len(line)))
+		a := &attributes{rules: map[string][]rule{}, macros: map[string][]setting{}}
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		a.read(".", text)
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		if grew, most := int64(after.HeapAlloc)-int64(before.HeapAlloc), int64(attributeBytes*len(text)); grew > most {
+			t.Errorf("%s: %d bytes took %d of memory; %d are counted", name, len(text), grew, most)
+		}
+		runtime.KeepAlive(a)
+	}
+	script := "repo lib; gomod go.mod git.test.example/lib.git; yes 'a x' | head -c %d > .gitattributes; commit; tag v1.0.0\n"
+	for _, tc := range []struct {
+		bytes  int
+		memory int64
+		status int
+		want   string
+	}{
+		{1 << 20, 0, http.StatusOK, ""},
+		{1 << 20, 32 << 20, http.StatusServiceUnavailable, "memory"},
+		{maxAttributesBytes + 1, 0, http.StatusForbidden, "more than 2097152 bytes of .gitattributes"},
+	} {
+		l := listen(t, fmt.Sprintf(script, tc.bytes), Options{MemoryBytes: tc.memory})
+		z, err := l.Zip(t.Context(), module.Version{Path: "git.test.example/lib.git", Version: "v1.0.0"})
+		if err == nil {
+			z.Close()
+		}
+		if status := goproxy.Status(err); err != nil && (status != tc.status || !strings.Contains(err.Error(), tc.want)) || err == nil && tc.status != http.StatusOK {
+			t.Errorf("%d bytes with %d of memory: %d %v, want %d and %q", tc.bytes, tc.memory, status, err, tc.status, tc.want)
+		}
+	}
 }

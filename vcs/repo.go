@@ -135,9 +135,9 @@ func (s *Source) history(ctx context.Context, repo *remote.Repo, of ...string) (
 	return s.fetch(ctx, repo, git.Want{Hashes: of, Filter: "tree:0"})
 }
 
-// fetch fetches commits. Where the server gives only what its refs name, as git does
-// over SSH when it is not told of version 2, all that is behind them is fetched: the go
-// command's last resort.
+// fetch fetches commits. Where the server refuses, as it gives only what its refs name (git
+// over SSH when it is not told of version 2, Gerrit over SSH), all that is behind them is
+// fetched: the go command's last resort.
 func (s *Source) fetch(ctx context.Context, repo *remote.Repo, w git.Want) (*git.Objects, error) {
 	rs, err := s.refsOf(ctx, repo, refsFor)
 	if err != nil {
@@ -151,8 +151,9 @@ func (s *Source) fetch(ctx context.Context, repo *remote.Repo, w git.Want) (*git
 	}
 	w.Hashes = advertised(w.Hashes)
 	o, err := s.git.Fetch(ctx, repo.URL, w)
-	if errors.Is(err, git.ErrNotSent) {
-		w.Hashes, w.Depth = advertised(slices.Compact(slices.Sorted(maps.Values(rs.all)))), 0
+	all := advertised(slices.Compact(slices.Sorted(maps.Values(rs.all))))
+	if errors.Is(err, git.ErrNotSent) && (w.Depth > 0 || !slices.Equal(w.Hashes, all)) {
+		w.Hashes, w.Depth = all, 0
 		o, err = s.git.Fetch(ctx, repo.URL, w)
 	}
 	return o, err
@@ -173,7 +174,8 @@ func (r *revision) short() string { return r.hash[:12] }
 const minHash = 7
 
 // stat finds the commit that a query names: a version, a tag, a branch, HEAD, or a
-// hash, of at least 7 digits, of a commit from which a branch or tag descends.
+// hash, of at least 7 digits, of a commit from which a branch or tag descends. "" is the
+// end of the default branch: HEAD, though a tag or a branch has that name.
 func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
 	rev := query
 	if semver.IsValid(query) {
@@ -196,6 +198,10 @@ func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
 	}
 	r := &revision{}
 	switch {
+	case query == "" && rs.all["HEAD"] != "":
+		r.ref, r.hash = "HEAD", rs.all["HEAD"]
+	case query == "":
+		return nil, m.notFound("HEAD", "there is no default branch, or nothing in it")
 	case rs.tags[rev] != "":
 		r.ref, r.hash, r.version = "refs/tags/"+rev, rs.tags[rev], rev
 	case rs.all["refs/heads/"+rev] != "":
@@ -217,7 +223,9 @@ func (m *mod) stat(ctx context.Context, query string) (*revision, error) {
 		return nil, err
 	}
 	defer t.release()
-	r.time = t.commit.Time
+	if r.time = t.commit.Time; r.time.IsZero() {
+		return nil, goproxy.Errorf(http.StatusBadGateway, "%s@%s at %s: its commit, %s, has no time that can be used", m.path, query, git.Name(m.repo.URL), r.hash)
+	}
 	for tag, hash := range rs.tags {
 		if hash == r.hash {
 			r.tags = append(r.tags, tag)

@@ -297,19 +297,11 @@ func (m *mod) checked(ctx context.Context, version string) (*revision, error) {
 
 // resolve is the answer to a query; "" is the end of the default branch.
 func (m *mod) resolve(ctx context.Context, query string) (*goproxy.Info, error) {
-	if query != "" {
-		r, err := m.stat(ctx, query)
-		if err != nil {
-			return nil, err
-		}
-		return m.convert(ctx, r, query)
-	}
-	r, err := m.stat(ctx, "HEAD")
+	r, err := m.stat(ctx, query)
 	if err != nil {
 		return nil, err
 	}
-	r.ref = "HEAD"
-	return m.convert(ctx, r, "")
+	return m.convert(ctx, r, query)
 }
 
 // notFound says that the repository has no such version, and why.

@@ -31,7 +31,11 @@ type origin struct {
 // info is the answer for a version of a revision.
 func (m *mod) info(ctx context.Context, r *revision, version, asked string) (*goproxy.Info, error) {
 	o := origin{VCS: "git", URL: m.repo.PublicURL, Subdir: m.dir, Hash: r.hash, Ref: r.ref}
-	if module.IsPseudoVersion(version) && version != asked { // another tag would make it another version
+	switch {
+	case !module.IsPseudoVersion(version):
+	case version == asked: // it stays when the ref moves
+		o.Ref = ""
+	default: // another tag would make it another version
 		rs, err := m.s.refsOf(ctx, m.repo, refsFor)
 		if err != nil {
 			return nil, err
@@ -368,7 +372,7 @@ func (m *mod) retracted(ctx context.Context, versions []string) func(string) boo
 	if err != nil || content == nil {
 		return none
 	}
-	f, err := modfile.ParseLax("go.mod", content, nil)
+	f, err := goproxy.ParseMod("go.mod", content)
 	if err != nil {
 		return none
 	}

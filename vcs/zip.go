@@ -3,6 +3,7 @@ package vcs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"io/fs"
 	"net/http"
@@ -41,7 +42,13 @@ func (m *mod) writeZip(ctx context.Context, r *revision, version string, f *os.F
 	}
 	defer t.release()
 	attrs, err := readAttributes(t.objects, t.commit.Tree)
-	if err != nil {
+	defer t.objects.GiveMemory(attrs.memory)
+	switch {
+	case goproxy.Status(err) == http.StatusServiceUnavailable: // no memory for them
+		return err
+	case errors.Is(err, errGitsOwn), errors.Is(err, errManyAttributes):
+		return goproxy.Errorf(http.StatusForbidden, "%s@%s: no module zip can be made of it: %w", m.path, version, err)
+	case err != nil:
 		return goproxy.Errorf(http.StatusBadGateway, "%s@%s: %w", m.path, version, err)
 	}
 	var files []modzip.File

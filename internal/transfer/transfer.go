@@ -2,7 +2,6 @@
 package transfer
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -248,7 +247,7 @@ func copyOne(ctx context.Context, from goproxy.Source, to storage.Store, e Entry
 	defer tmp.Close()
 	if f.Mod == nil {
 		f.Mod = zipMod
-	} else if !bytes.Equal(f.Mod, zipMod) {
+	} else if !storage.SameMod(zipMod, f.Mod) {
 		return 0, errors.New("the go.mod in the zip is not the .mod file")
 	}
 	st, err := tmp.Stat()
@@ -346,7 +345,7 @@ func Verify(ctx context.Context, s storage.Store, o Options) (*Result, error) {
 		}
 		tmp.Close()
 		os.Remove(tmp.Name())
-		if !bytes.Equal(mod, zipMod) {
+		if !storage.SameMod(zipMod, mod) {
 			return Damaged{errors.New("the go.mod in the zip is not the .mod file")}
 		}
 		put, err := s.ZipH1(ctx, m)

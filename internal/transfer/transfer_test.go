@@ -60,6 +60,21 @@ func TestCopyOntoPart(t *testing.T) {
 	}
 }
 
+// A go.mod file whose line ends are others in the zip alone is no damage.
+func TestLineEndsOfGoMod(t *testing.T) {
+	v := storagetest.New("example.com/m", "v1.0.0", "")
+	v.Mod = bytes.ReplaceAll(v.Mod, []byte("\n"), []byte("\r\n"))
+	from, to := memory.New(0, nil), memory.New(0, nil)
+	fill(t, from, v)
+	errs, o := failed(t)
+	if r, err := Copy(t.Context(), Stored{Store: from}, to, o); err != nil || r.Done.Load() != 1 {
+		t.Errorf("copied: %v, %v", errs, err)
+	}
+	if r, err := Verify(t.Context(), to, o); err != nil || r.Done.Load() != 1 {
+		t.Errorf("verified: %v, %v", errs, err)
+	}
+}
+
 // endless is a catalog whose token leads to itself.
 type endless struct{ storage.Store }
 

@@ -23,16 +23,21 @@ type Want struct {
 	Alone bool
 }
 
-// ErrNotSent: a server of version 0 or 1 gives only what its refs name.
+// ErrNotSent: the server refuses what is wanted. One of version 0 or 1, and Gerrit's over SSH,
+// give only what their refs name.
 var ErrNotSent = errors.New("the server does not give it")
 
-// Fetch fetches objects. The caller closes them.
+// Fetch fetches objects. The caller closes them. A server that cannot do less sends all
+// history.
 func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error) {
 	s, err := c.open(ctx, u)
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
+	if !s.can("shallow") {
+		w.Depth = 0
+	}
 	limits := c.Limits.orDefault()
 	if w.Alone || w.Depth == 1 {
 		limits = limits.alone()
@@ -60,6 +65,9 @@ func (c *Client) Fetch(ctx context.Context, u *url.URL, w Want) (*Objects, error
 	r := newReader(body, limits.PackBytes, limits)
 	pack := c.room(u)
 	err = s.skipToPack(r, w)
+	if errors.Is(err, errSaid) {
+		err = fmt.Errorf("%w: %w", ErrNotSent, err)
+	}
 	if err == nil {
 		_, err = io.Copy(&spool{f: f, room: pack}, &band{r: r})
 	}
@@ -121,7 +129,7 @@ func (s *service) fetchRequest(w Want) []byte {
 	if w.Depth > 0 {
 		req.line("deepen %d", w.Depth)
 	}
-	if w.Filter != "" && slices.Contains(strings.Fields(s.caps["fetch"]), "filter") {
+	if w.Filter != "" && s.can("filter") {
 		req.line("filter %s", w.Filter)
 	}
 	req.line("done")
@@ -129,21 +137,44 @@ func (s *service) fetchRequest(w Want) []byte {
 	return req.b
 }
 
+// can reports whether the server says that it can do something for a fetch.
+func (s *service) can(what string) bool {
+	if s.version == 2 {
+		return slices.Contains(strings.Fields(s.caps["fetch"]), what)
+	}
+	_, ok := s.caps[what]
+	return ok
+}
+
 // wantRequest is the request of versions 0 and 1.
 func (s *service) wantRequest(w Want) ([]byte, error) {
-	caps := []string{"side-band-64k", "ofs-delta", "no-progress", "agent=git/athensctl"}
-	_, any1 := s.caps["allow-reachable-sha1-in-want"]
-	_, any2 := s.caps["allow-any-sha1-in-want"]
-	if _, ok := s.caps["side-band-64k"]; !ok {
+	if !s.can("side-band-64k") {
 		return nil, broken(s.repo, "the server speaks a protocol that is too old: it cannot side-band-64k")
 	}
-	_, filter := s.caps["filter"]
-	if filter = filter && w.Filter != ""; filter {
-		caps = append(caps, "filter")
+	var caps []string // none that it does not know: some servers refuse these
+	for _, c := range []string{"side-band-64k", "ofs-delta", "no-progress", "filter"} {
+		if s.can(c) && (c != "filter" || w.Filter != "") {
+			caps = append(caps, c)
+		}
 	}
+	// Of no use to who has nothing yet, but said by git: Azure DevOps refuses those without
+	// multi_ack, dulwich those without thin-pack.
+	if s.can("thin-pack") {
+		caps = append(caps, "thin-pack")
+	}
+	for _, c := range []string{"multi_ack_detailed", "multi_ack"} {
+		if s.can(c) {
+			caps = append(caps, c)
+			break
+		}
+	}
+	if s.can("agent") {
+		caps = append(caps, "agent=git/athensctl")
+	}
+	any := s.can("allow-reachable-sha1-in-want") || s.can("allow-any-sha1-in-want")
 	req := &request{}
 	for i, h := range w.Hashes {
-		if !any1 && !any2 && !slices.ContainsFunc(s.refs, func(r Ref) bool { return r.Hash == h }) {
+		if !any && !slices.ContainsFunc(s.refs, func(r Ref) bool { return r.Hash == h }) {
 			return nil, broken(s.repo, "%s: %w: it is not one of its refs", h, ErrNotSent)
 		}
 		line := "want " + h
@@ -155,7 +186,7 @@ func (s *service) wantRequest(w Want) ([]byte, error) {
 	if w.Depth > 0 {
 		req.line("deepen %d", w.Depth)
 	}
-	if filter {
+	if w.Filter != "" && s.can("filter") {
 		req.line("filter %s", w.Filter)
 	}
 	req.flush()

@@ -127,13 +127,17 @@ const (
 type Commit struct {
 	Tree    string
 	Parents []string
-	Time    time.Time // the committer's, UTC, to the second
+	// Time is the committer's, UTC, to the second; zero: there is none that git takes for
+	// one, or that an .info file can have.
+	Time time.Time
 }
 
 // ErrNotCommit: a tag may name a file or a folder.
 var ErrNotCommit = errors.New("it is not a commit")
 
 // Commit reads a commit. Another object is ErrNotCommit.
+// Source: https://github.com/git/git/blob/v2.39.5/commit.c, parse_commit_buffer, and
+// pretty.c, parse_commit_header.
 func (o *Objects) Commit(hash string) (*Commit, error) {
 	if _, obj, err := o.find(hash); err == nil && obj.typ != commitObject {
 		return nil, fmt.Errorf("git object %s: %w but a %s", hash, ErrNotCommit, obj.typ)
@@ -144,31 +148,46 @@ func (o *Objects) Commit(hash string) (*Commit, error) {
 	}
 	// Of a message nothing is kept.
 	b, _, _ = bytes.Cut(b, []byte("\n\n"))
+	first, rest, _ := strings.Cut(string(b), "\n")
 	c := &Commit{}
-	for line := range strings.SplitSeq(string(b), "\n") {
-		name, value, _ := strings.Cut(line, " ")
-		switch name {
-		case "tree":
-			c.Tree = value
-		case "parent":
-			c.Parents = append(c.Parents, value)
-		case "committer": // name <address> seconds zone
-			f := strings.Fields(value[strings.LastIndexByte(value, '>')+1:])
-			if len(f) == 0 {
-				return nil, fmt.Errorf("git commit %s: %q has no time", hash, printable(line))
-			}
-			s, err := strconv.ParseInt(f[0], 10, 64)
-			if err != nil {
-				return nil, fmt.Errorf("git commit %s: %q has no time", hash, printable(line))
-			}
-			c.Time = time.Unix(s, 0).UTC()
-		}
+	var ok bool
+	if c.Tree, ok = strings.CutPrefix(first, "tree "); !ok || !isHash(c.Tree) {
+		return nil, fmt.Errorf("git commit %s has no tree", hash)
 	}
-	if !isHash(c.Tree) || c.Time.IsZero() {
-		return nil, fmt.Errorf("git commit %s has no tree or no committer", hash)
+	parents := true // they are before all else
+	for line := range strings.SplitSeq(rest, "\n") {
+		name, value, _ := strings.Cut(line, " ")
+		if parents = parents && name == "parent"; parents {
+			c.Parents = append(c.Parents, value)
+		} else if name == "committer" { // name <address> seconds zone
+			c.Time = committerTime(value)
+		}
 	}
 	return c, nil
 }
+
+// committerTime is the time of a committer, which git takes for one only with a zone behind
+// it.
+// Source: https://github.com/git/git/blob/v2.39.5/ident.c, split_ident_line.
+func committerTime(committer string) (none time.Time) {
+	_, address, ok := strings.Cut(committer, "<")
+	if !ok || !strings.Contains(address, ">") {
+		return none
+	}
+	const space, digits = " \t\n\r", "0123456789"
+	rest := strings.TrimLeft(address[strings.LastIndexByte(address, '>')+1:], space)
+	zone := strings.TrimLeft(rest, digits)
+	seconds, err := strconv.ParseInt(rest[:len(rest)-len(zone)], 10, 64)
+	if zone = strings.TrimLeft(zone, space); err != nil || len(zone) < 2 || zone[0] != '+' && zone[0] != '-' || strings.IndexByte(digits, zone[1]) < 0 {
+		return none
+	}
+	if seconds > year9999 {
+		return none
+	}
+	return time.Unix(seconds, 0).UTC()
+}
+
+const year9999 = 253402300799 // its last second
 
 // Entry is one name in a tree.
 type Entry struct {

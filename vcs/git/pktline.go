@@ -59,7 +59,7 @@ func (r *reader) next() (kind, []byte, error) {
 		return 0, nil, err
 	}
 	if text, ok := strings.CutPrefix(string(body[:min(len(body), 600)]), "ERR "); ok {
-		return 0, nil, fmt.Errorf("the server says: %s", printable(text))
+		return 0, nil, fmt.Errorf("%w: %s", errSaid, printable(text))
 	}
 	return data, body, nil
 }
@@ -76,7 +76,10 @@ func (r *reader) fill(b []byte) error {
 	return fmt.Errorf("the answer is cut: %w", err)
 }
 
-var errTooLarge = errors.New("the answer is too large")
+var (
+	errTooLarge = errors.New("the answer is too large")
+	errSaid     = errors.New("the server says") // in an ERR packet
+)
 
 // line returns the next packet as a line without its end; ok is false when it is
 // no data packet, and k says which.

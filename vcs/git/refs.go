@@ -38,7 +38,9 @@ func (c *Client) Refs(ctx context.Context, u *url.URL, prefixes ...string) ([]Re
 func (s *service) command(name string) *request {
 	req := &request{}
 	req.line("command=%s", name)
-	req.line("agent=git/athensctl")
+	if _, ok := s.caps["agent"]; ok { // a server refuses what it does not know
+		req.line("agent=git/athensctl")
+	}
 	if s.caps["object-format"] != "" {
 		req.line("object-format=sha1")
 	}
@@ -110,6 +112,9 @@ func readRefs(r *reader, counter *refCounter) ([]Ref, error) {
 			return nil, err
 		}
 		f := strings.Split(text, " ")
+		if f[0] == "unborn" { // HEAD, of a branch that is not there; nobody asked for it
+			continue
+		}
 		if len(f) < 2 || !isHash(f[0]) || f[1] == "" {
 			return nil, fmt.Errorf("%q is not a ref", printable(text[:min(len(text), 100)]))
 		}

@@ -77,9 +77,15 @@ func (s *service) ask(ctx context.Context) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t := resp.Header.Get("Content-Type"); t != "application/x-git-upload-pack-advertisement" {
-		resp.Body.Close()
-		return nil, goproxy.NotFound("%s: no git repository is served there: the answer is %.60q", Name(s.repo), t)
+	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	if !strings.EqualFold(strings.TrimSpace(kind), "application/x-git-upload-pack-advertisement") {
+		defer resp.Body.Close()
+		head := make([]byte, 41)
+		if n, _ := io.ReadFull(resp.Body, head); n == len(head) && isHash(string(head[:40])) && head[40] == '\t' {
+			// It is there, as a web server without git has it.
+			return nil, goproxy.Errorf(http.StatusNotImplemented, "%s: the host speaks only git's dumb protocol, which is not supported: name an upstream proxy that has it (setting upstream)", Name(s.repo))
+		}
+		return nil, goproxy.NotFound("%s: no git repository is served there: the answer is %.60q", Name(s.repo), kind)
 	}
 	// git asks where a redirect led for the rest.
 	if final, ok := strings.CutSuffix(resp.Request.URL.Path, "/info/refs"); ok {

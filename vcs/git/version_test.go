@@ -1,13 +1,16 @@
 package git
 
 import (
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/athensctl/athensctl/goproxy"
 	"github.com/athensctl/athensctl/internal/testgit"
 )
 
@@ -70,6 +73,39 @@ func TestVersions(t *testing.T) {
 			if err == nil {
 				o.Close()
 			}
+		}
+	}
+}
+
+// A branch that is not there, to which HEAD points, is no ref, told of or not.
+func TestUnborn(t *testing.T) {
+	srv := httptest.NewServer(host{text(v2), text(pkt("unborn HEAD symref-target:refs/heads/main\n") + pkt(someHash+" refs/tags/v1.0.0\n") + "0000")})
+	defer srv.Close()
+	u, err := url.Parse(srv.URL + "/repo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refs, err := (&Client{HTTP: srv.Client(), TempDir: t.TempDir()}).Refs(t.Context(), u)
+	if err != nil || len(refs) != 1 || refs[0].Name != "refs/tags/v1.0.0" {
+		t.Errorf("%+v, %v", refs, err)
+	}
+}
+
+// A repository that is served as files is there, though it can't be had; another page is none.
+func TestDumb(t *testing.T) {
+	for body, want := range map[string]int{someHash + "\trefs/heads/main\n": http.StatusNotImplemented, someHash: http.StatusNotFound, "<!DOCTYPE html><html><head><title>Log in</title>": http.StatusNotFound} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+			io.WriteString(w, body)
+		}))
+		defer srv.Close()
+		u, err := url.Parse(srv.URL + "/repo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = (&Client{HTTP: srv.Client(), TempDir: t.TempDir()}).Refs(t.Context(), u)
+		if got := goproxy.Status(err); got != want || !strings.Contains(err.Error(), "/repo") {
+			t.Errorf("%q: %d, %v; want %d", body, got, err, want)
 		}
 	}
 }

@@ -133,7 +133,8 @@ func (r *Remote) answers(ctx context.Context, u *url.URL) bool {
 		return false
 	}
 	resp.Body.Close()
-	return resp.StatusCode == http.StatusOK && resp.Header.Get("Content-Type") == "application/x-git-upload-pack-advertisement"
+	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	return resp.StatusCode == http.StatusOK && strings.EqualFold(strings.TrimSpace(kind), "application/x-git-upload-pack-advertisement")
 }
 
 // goImport is a meta tag: <meta name="go-import" content="prefix vcs url [subdir]">.
