@@ -25,6 +25,7 @@ import (
 type lru[K comparable, V any] struct {
 	mu       sync.Mutex
 	max      int64
+	most     int // entries; 0: any number
 	used     int64
 	reserved int64
 	order    *list.List // front: used last
@@ -93,7 +94,7 @@ func (c *lru[K, V]) release(bytes int64) {
 }
 
 func (c *lru[K, V]) evict() {
-	for c.used+c.reserved > c.max && c.order.Len() > 0 {
+	for c.order.Len() > 0 && (c.used+c.reserved > c.max || c.most > 0 && c.order.Len() > c.most) {
 		c.removeElement(c.order.Back())
 	}
 }
@@ -160,6 +161,12 @@ type cacheError struct{ err error }
 
 func (e cacheError) Error() string { return "cache: " + e.err.Error() }
 
+// maxCacheFiles bounds the memory that it takes to know the files: some 210 bytes for each, and
+// 500 for a moment when the folder is taken over. Most zips are larger than what this leaves
+// for one of cache-max-bytes; the answers of a checksum database are small, and anybody may
+// ask for millions.
+const maxCacheFiles = 200_000
+
 // openDiskCache takes over what a former process left in dir.
 func openDiskCache(dir string, maxBytes int64) (*diskCache, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -172,6 +179,7 @@ func openDiskCache(dir string, maxBytes int64) (*diskCache, error) {
 		return nil, fmt.Errorf("cache: folder %s is used by another process: give each proxy a cache-dir of its own", dir)
 	}
 	c.files = newLRU(maxBytes, func(name string, _ struct{}) { os.Remove(filepath.Join(dir, name)) })
+	c.files.most = maxCacheFiles
 	found, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("cache: %w", err)

@@ -75,10 +75,11 @@ func (p *Proxy) keep(ctx context.Context, k storage.Key, tier string, get func(c
 	case *file:
 		p.remember(k, v, len(v.content))
 	case *goproxy.Info:
-		p.remember(k, v, len(v.Raw))
+		p.remember(k, v, 2*len(v.Raw)) // Origin is a part of it
 	}
 	if p.generation.Load() != generation {
 		p.memory.remove(k)
+		p.disk.remove(k.String())
 	}
 	return v, tier, nil
 }

@@ -201,22 +201,30 @@ func (p *Proxy) wasAbsent(old *changing, failure error) error {
 func (p *Proxy) rememberChanging(k storage.Key, a *changing) {
 	size := 0
 	if a.list != nil {
-		size = 2 * len(a.list.Text())
+		size = listBytes(a.list)
 	} else if a.info != nil {
-		size = len(a.info.Raw)
+		size = 2 * len(a.info.Raw) // Origin is a part of it
 	}
 	p.remember(k, a, size)
 }
 
+// listBytes is what a list takes: its text, and of each version a string with its header.
+func listBytes(l *goproxy.VersionList) int { return 2*len(l.Text()) + 20*len(l.Versions) }
+
 // ledgerTimeout bounds a look at what the fleet knows.
 const ledgerTimeout = 5 * time.Second
 
-// fromLedger is what the fleet knows; nil when that is nothing or storage is away.
+// fromLedger is what the fleet knows; nil when that is nothing or storage is away. Those who
+// ask at the same time share it: a list may be long.
 func (p *Proxy) fromLedger(ctx context.Context, k storage.Key) *changing {
 	ch := p.flights.DoChan("known "+k.String(), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ledgerTimeout)
 		defer cancel()
-		return p.ledger.Known(ctx, k)
+		known, err := p.ledger.Known(ctx, k)
+		if err != nil {
+			return nil, err
+		}
+		return changingOf(k, known), nil
 	})
 	var v any
 	var err error
@@ -232,7 +240,11 @@ func (p *Proxy) fromLedger(ctx context.Context, k storage.Key) *changing {
 		}
 		return nil
 	}
-	known := v.(*storage.Known)
+	return v.(*changing)
+}
+
+// changingOf is an answer as the ledger has it; nil where it is none.
+func changingOf(k storage.Key, known *storage.Known) *changing {
 	a := &changing{checked: known.Checked, looked: time.Now(), outdated: known.Outdated}
 	switch {
 	case known.RefusedStatus != 0:
@@ -240,10 +252,12 @@ func (p *Proxy) fromLedger(ctx context.Context, k storage.Key) *changing {
 	case k.File == storage.FileList:
 		a.list = goproxy.NewVersionList(k.Path, known.Versions, known.Checked)
 	default:
-		if a.info, err = goproxy.ParseInfo(k.Path, k.Query, known.Info); err != nil {
+		info, err := goproxy.ParseInfo(k.Path, k.Query, known.Info)
+		if err != nil {
 			return nil
 		}
-		a.info.Checked = known.Checked
+		info.Checked = known.Checked
+		a.info = info
 	}
 	return a
 }

@@ -108,6 +108,10 @@ func (p *Proxy) remember(k storage.Key, v any, bytes int) {
 	p.memory.put(k, v, int64(bytes+len(k.Path)+entryBytes))
 }
 
+// heldModBytes is the largest .mod file that is kept in memory, where it also is while a
+// client reads it, for as long as that takes. A larger one, up to 16 MiB, is a file, as a zip is.
+const heldModBytes = 64 << 10
+
 // Mod implements goproxy.Source.
 func (p *Proxy) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error) {
 	start := time.Now()
@@ -118,10 +122,21 @@ func (p *Proxy) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error
 			return goproxy.NewBlob(f.content, f.kept), nil
 		}
 	}
+	if b := p.disk.get(k.String()); b != nil {
+		p.metrics.answered(ctx, start, fromDisk, k.File)
+		return b, nil
+	}
 	v, tier, err := p.fetch(ctx, k, func(ctx context.Context, s goproxy.Source) (any, error) {
 		b, err := s.Mod(ctx, m)
 		if err != nil {
 			return nil, err
+		}
+		if b.SizeBytes > heldModBytes {
+			defer b.Close()
+			if isLocalFile(b) {
+				return nil, nil
+			}
+			return nil, p.cache(k.String(), b, b.SizeBytes, b.ModTime)
 		}
 		content, err := b.ReadAll(goproxy.MaxModBytes)
 		return &file{content, b.ModTime}, err
@@ -130,8 +145,13 @@ func (p *Proxy) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error
 	if err != nil {
 		return nil, err
 	}
-	f := v.(*file)
-	return goproxy.NewBlob(f.content, f.kept), nil
+	if f, ok := v.(*file); ok {
+		return goproxy.NewBlob(f.content, f.kept), nil
+	}
+	if b := p.disk.get(k.String()); b != nil {
+		return b, nil
+	}
+	return p.store.Mod(ctx, m) // it is a local file there, or can't be cached
 }
 
 // Resolve implements goproxy.Source.
