@@ -134,9 +134,7 @@ func (b *books) get(o outcome, make func() book) book {
 	if !ok {
 		got = make()
 		b.mu.Lock()
-		if len(b.all) < 1000 { // methods are the clients' words
-			b.all[o] = got
-		}
+		b.all[o] = got
 		b.mu.Unlock()
 	}
 	return got

@@ -54,6 +54,7 @@ type Servers struct {
 	bytes    *prometheus.CounterVec
 	refused  *prometheus.CounterVec
 	conns    prometheus.Gauge
+	open     atomic.Int64 // as conns
 	draining atomic.Bool
 	list     []server
 }
@@ -104,6 +105,7 @@ func (s *Servers) Listen(r Role) error {
 	e.HTTPErrorHandler = goproxy.ErrorHandler
 	e.Use(s.around(r))
 	health := func(c echo.Context) error { return plain(c, "ok\n") }
+	metrics := promhttp.HandlerFor(s.o.Registry, promhttp.HandlerOpts{MaxRequestsInFlight: scrapesAtOnce, Timeout: scrapeTimeout})
 	routes := map[string]echo.HandlerFunc{
 		"/healthz": health,
 		"/readyz": func(c echo.Context) error {
@@ -120,7 +122,7 @@ func (s *Servers) Listen(r Role) error {
 		"/version": func(c echo.Context) error { return plain(c, s.o.Version+"\n") },
 		"/metrics": func(c echo.Context) error {
 			c.Response().Header().Set("Cache-Control", goproxy.CacheNever)
-			promhttp.HandlerFor(s.o.Registry, promhttp.HandlerOpts{}).ServeHTTP(c.Response(), c.Request())
+			metrics.ServeHTTP(c.Response(), c.Request())
 			return nil
 		},
 		"/robots.txt": func(c echo.Context) error { return plain(c, "User-agent: *\nDisallow: /\n") },
@@ -146,16 +148,32 @@ func (s *Servers) Listen(r Role) error {
 	return nil
 }
 
+// Metrics are gathered for so many at once, whom no other bound holds; further ones are refused
+// with 503. Who reads slowly takes no place.
+const (
+	scrapesAtOnce = 8
+	scrapeTimeout = 20 * time.Second
+)
+
 func plain(c echo.Context, text string) error {
 	c.Response().Header().Set("Cache-Control", goproxy.CacheNever)
 	return c.String(http.StatusOK, text)
 }
 
-func (s *Servers) connState(_ net.Conn, state http.ConnState) {
+// connState counts connections. An idle one has some 20 KB; while more are open than requests
+// may be in flight, they are closed when they become idle. New ones are not: health is asked
+// over one, too.
+func (s *Servers) connState(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
+		s.open.Add(1)
 		s.conns.Inc()
+	case http.StateIdle:
+		if s.open.Load() > int64(s.o.MaxRequests) {
+			c.Close()
+		}
 	case http.StateClosed, http.StateHijacked:
+		s.open.Add(-1)
 		s.conns.Dec()
 	}
 }
@@ -215,14 +233,14 @@ func (s *Servers) around(r Role) echo.MiddlewareFunc {
 			return
 		}
 		took := time.Since(start)
-		book := books.get(outcome{req.Method, res.Status}, func() book {
-			method := req.Method
-			if method != "GET" && method != "HEAD" && method != "POST" && method != "DELETE" {
-				method = "other"
-			}
+		method := req.Method
+		if method != "GET" && method != "HEAD" && method != "POST" && method != "DELETE" {
+			method = "other" // any word, of up to max-header-bytes
+		}
+		book := books.get(outcome{method, res.Status}, func() book {
 			return book{
 				s.requests.WithLabelValues(r.Name, method, strconv.Itoa(res.Status)),
-				log.WithAttrs([]slog.Attr{slog.String("method", req.Method), slog.Int("status", res.Status)}),
+				log.WithAttrs([]slog.Attr{slog.String("method", method), slog.Int("status", res.Status)}),
 			}
 		})
 		book.seconds.Observe(took.Seconds())
@@ -339,7 +357,7 @@ func logRequest(ctx context.Context, log slog.Handler, end time.Time, call fleet
 	}
 	line := slog.NewRecord(end, level, "request", 0)
 	line.AddAttrs(
-		slog.String("path", req.URL.Path), slog.Int64("bytes", res.Size), slog.Duration("took", took), slog.String("id", call.RequestID))
+		slog.String("path", loggedPath(req.URL.Path)), slog.Int64("bytes", res.Size), slog.Duration("took", took), slog.String("id", call.RequestID))
 	if id := tracing.ID(ctx); id != "" {
 		line.AddAttrs(slog.String("trace_id", id))
 	}
@@ -347,6 +365,15 @@ func logRequest(ctx context.Context, log slog.Handler, end time.Time, call fleet
 		line.AddAttrs(slog.String("err", err.Error()))
 	}
 	log.Handle(ctx, line) // an error is the log file's, and has no other place to go to
+}
+
+// loggedPath is as much of a path as a request that is served may have, and "…" for the rest.
+func loggedPath(path string) string {
+	const most = 2048
+	if len(path) <= most {
+		return path
+	}
+	return path[:most] + "…"
 }
 
 func (s *Servers) authorized(req *http.Request) bool {

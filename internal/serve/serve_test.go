@@ -10,7 +10,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -447,6 +449,116 @@ func TestLog(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Connections are kept open while they are idle, as many as requests may be in flight. One
+// more is served, and closed then.
+func TestIdleConnections(t *testing.T) {
+	s := run(t, Role{}, Options{MaxRequests: 3})
+	addr := strings.TrimPrefix(s.url, "http://")
+	ask := func() (c net.Conn, kept bool) {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		io.WriteString(c, "GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+		r := bufio.NewReader(c)
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		io.Copy(io.Discard, resp.Body)
+		// Another request is answered where the connection is kept, and nothing comes where not.
+		io.WriteString(c, "GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+		resp, err = http.ReadResponse(r, nil)
+		return c, err == nil && resp.StatusCode == 200
+	}
+	for i := range 6 {
+		if _, kept := ask(); kept != (i < 3) {
+			t.Errorf("connection %d: kept %v", i, kept)
+		}
+	}
+}
+
+// slowMetric is gathered when it is told.
+type slowMetric struct{ asked, answer chan struct{} }
+
+func (m slowMetric) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
+func (m slowMetric) Collect(ch chan<- prometheus.Metric) {
+	m.asked <- struct{}{}
+	<-m.answer
+}
+
+// Metrics are gathered for a few at once, whoever asks for them.
+func TestMetricsAtOnce(t *testing.T) {
+	m := slowMetric{make(chan struct{}, 1), make(chan struct{}, 1)}
+	s := New(Options{MaxRequests: 100, Registry: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	m.answer <- struct{}{} // it is described
+	s.o.Registry.MustRegister(m)
+	<-m.asked
+	if err := s.Listen(Role{Name: "proxy", Address: "127.0.0.1:0", Routes: func(*echo.Echo) {}}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.list[0].ln.Close()
+	ask := func() int {
+		w := httptest.NewRecorder()
+		s.list[0].http.Handler.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+		return w.Code
+	}
+	var wg sync.WaitGroup
+	for range scrapesAtOnce {
+		wg.Go(func() {
+			if status := ask(); status != 200 {
+				t.Errorf("one of so many at once: %d", status)
+			}
+		})
+	}
+	for range scrapesAtOnce {
+		<-m.asked
+	}
+	if status := ask(); status != 503 {
+		t.Errorf("one more: %d", status)
+	}
+	close(m.answer)
+	wg.Wait()
+}
+
+// A client's words, as large as a header may be, are not remembered, and fill no log.
+func TestLongWords(t *testing.T) {
+	log := &buffer{}
+	s := New(Options{MaxRequests: 100, Registry: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(log, nil))})
+	if err := s.Listen(Role{Name: "proxy", Address: "127.0.0.1:0", Routes: func(e *echo.Echo) { e.Any("/*", func(c echo.Context) error { return c.NoContent(200) }) }}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.list[0].ln.Close()
+	ask := func(method, path string) (line string) {
+		log.Reset()
+		req := httptest.NewRequest("GET", "/", nil)
+		req.Method, req.URL.Path = method, path
+		s.list[0].http.Handler.ServeHTTP(httptest.NewRecorder(), req)
+		return log.String()
+	}
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	ask("GET", "/"+strings.Repeat("\x00", 32<<10))
+	before := heap()
+	for i := range 500 {
+		if line := ask(fmt.Sprintf("%d", i)+strings.Repeat("x", 32<<10), "/"); !strings.Contains(line, "method=other") {
+			t.Fatalf("%.200s", line)
+		}
+	}
+	if n := heap() - before; n > 4<<20 {
+		t.Errorf("%d bytes are remembered of 500 methods", n)
+	}
+	if line := ask("GET", "/"+strings.Repeat("\x00", 32<<10)); len(line) > 10_000 || !strings.Contains(line, "status=200") {
+		t.Errorf("a line of %d bytes: %.200s", len(line), line)
+	}
+	runtime.KeepAlive(s)
 }
 
 // An answer that is cut is told to the client, counted and logged, and is in flight no more.
