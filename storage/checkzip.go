@@ -29,6 +29,15 @@ import (
 // read: room for the 65,534 files that a zip can hold without the zip64 format.
 const maxZipDirectoryBytes = 16 << 20
 
+// maxZipEntries is how many files and folders there may be in a zip: golang.org/x/mod/zip
+// remembers each folder of each path, and 65,534 files can be in six million of them. It is
+// several folders for each file.
+const maxZipEntries = 300_000
+
+// largeDirectoryBytes is the directory of some 8,000 files. One of maxZipDirectoryBytes takes
+// some 150 MB while its zip is checked.
+const largeDirectoryBytes = 1 << 20
+
 // What is said of a zip that is refused is shown to people, and kept: of so many files, in so
 // many bytes.
 const (
@@ -50,6 +59,15 @@ func SameMod(inZip, mod []byte) bool {
 // goes with it: the one in the zip, or the synthesised one where there is none.
 // It streams; memory grows only with the number of files.
 func CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) {
+	return new(Checks).CheckZip(m, file)
+}
+
+// Checks checks zips, several at once; those that have so many files that it takes much
+// memory, one after the other. The zero value is ready.
+type Checks struct{ large sync.Mutex }
+
+// CheckZip is the function of that name.
+func (c *Checks) CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return "", nil, err
@@ -62,8 +80,13 @@ func CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) 
 	if st.Size() > goproxy.MaxZipBytes {
 		return "", nil, fmt.Errorf("%s: zip is larger than %d bytes", m, goproxy.MaxZipBytes)
 	}
-	if err := checkDirectorySize(f, st.Size()); err != nil {
+	dirBytes, err := checkDirectory(f, st.Size())
+	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w", m, err)
+	}
+	if dirBytes > largeDirectoryBytes {
+		c.large.Lock()
+		defer c.large.Unlock()
 	}
 	checked, err := modzip.CheckZip(m, file)
 	n := len(checked.Invalid)
@@ -109,53 +132,69 @@ func CheckZip(m module.Version, file string) (h1 string, mod []byte, err error) 
 	return h1, mod, nil
 }
 
-// checkDirectorySize refuses a zip whose directory would take too much memory,
-// before anything reads it.
-func checkDirectorySize(f io.ReaderAt, size int64) error {
+// checkDirectory refuses a zip whose directory would take too much memory,
+// before anything reads it, and says how many bytes it has.
+func checkDirectory(f io.ReaderAt, size int64) (dirBytes int64, err error) {
 	// The end of central directory record: 22 bytes and a comment of up to 64 KiB; before
 	// it may be the 20 bytes of zip64's locator.
 	// Source: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT 4.3.15, 4.3.16.
 	tail := min(size, 20+22+1<<16)
 	buf := make([]byte, tail)
 	if _, err := f.ReadAt(buf, size-tail); err != nil && !errors.Is(err, io.EOF) {
-		return err
+		return 0, err
 	}
 	i := bytes.LastIndex(buf, []byte("PK\x05\x06"))
 	if i < 0 || i+22 > len(buf) {
-		return errors.New("zip: not a zip file: no end of central directory")
+		return 0, errors.New("zip: not a zip file: no end of central directory")
 	}
 	end := buf[i:]
-	files, dirBytes, offset := int(binary.LittleEndian.Uint16(end[10:])), int64(binary.LittleEndian.Uint32(end[12:])), int64(binary.LittleEndian.Uint32(end[16:]))
+	dirBytes = int64(binary.LittleEndian.Uint32(end[12:]))
+	files, offset := int(binary.LittleEndian.Uint16(end[10:])), int64(binary.LittleEndian.Uint32(end[16:]))
 	endAt := size - tail + int64(i)
 	// A reader may look for the zip64 format where one of these is all ones, and so it does
 	// where the size is 0xffff.
 	zip64 := files == 0xffff || dirBytes == 0xffffffff || dirBytes == 0xffff && i >= 20 && bytes.HasPrefix(buf[i-20:], []byte("PK\x06\x07"))
 	switch {
 	case zip64:
-		return errors.New("zip: a zip64 file, one with more than 65,534 files in it, is not accepted")
+		return 0, errors.New("zip: a zip64 file, one with more than 65,534 files in it, is not accepted")
 	case dirBytes > maxZipDirectoryBytes:
-		return fmt.Errorf("zip: the directory takes %d bytes; at most %d are accepted", dirBytes, maxZipDirectoryBytes)
+		return 0, fmt.Errorf("zip: the directory takes %d bytes; at most %d are accepted", dirBytes, maxZipDirectoryBytes)
 	case offset+dirBytes != endAt:
 		// Else a reader may begin elsewhere, and read on to the end of the file.
-		return fmt.Errorf("zip: the directory of %d bytes at %d does not end where its end is, at %d", dirBytes, offset, endAt)
+		return 0, fmt.Errorf("zip: the directory of %d bytes at %d does not end where its end is, at %d", dirBytes, offset, endAt)
 	}
-	return countFiles(bufio.NewReader(io.NewSectionReader(f, offset, dirBytes)), files)
+	return dirBytes, countFiles(bufio.NewReader(io.NewSectionReader(f, offset, dirBytes)), files)
 }
 
 // countFiles reads a zip's directory: there are as many files in it as its end says. A
-// reader takes that modulo 65,536. Source: APPNOTE.TXT 4.3.12.
+// reader takes that modulo 65,536. And there are not too many folders. Source: APPNOTE.TXT 4.3.12.
 func countFiles(dir *bufio.Reader, want int) error {
 	var header [46]byte
-	for n := 0; ; n++ {
+	var name, last []byte
+	for n, entries := 0, 0; ; n++ {
 		if _, err := io.ReadFull(dir, header[:]); err == io.EOF && n == want {
 			return nil
 		} else if err != nil || n == want || !bytes.HasPrefix(header[:], []byte("PK\x01\x02")) {
 			return fmt.Errorf("zip: the directory does not have the %d files that its end says", want)
 		}
-		more := int(binary.LittleEndian.Uint16(header[28:])) + int(binary.LittleEndian.Uint16(header[30:])) + int(binary.LittleEndian.Uint16(header[32:]))
+		length := int(binary.LittleEndian.Uint16(header[28:]))
+		name = slices.Grow(name[:0], length)[:length]
+		more := int(binary.LittleEndian.Uint16(header[30:])) + int(binary.LittleEndian.Uint16(header[32:]))
+		if _, err := io.ReadFull(dir, name); err != nil {
+			return errors.New("zip: the directory is cut")
+		}
 		if n, _ := dir.Discard(more); n < more {
 			return errors.New("zip: the directory is cut")
 		}
+		// Those that are not the same as of the path before: paths stand in some order.
+		same := 0
+		for same < min(len(name), len(last)) && name[same] == last[same] {
+			same++
+		}
+		if entries += 1 + bytes.Count(name[same:], []byte("/")); entries > maxZipEntries {
+			return fmt.Errorf("zip: more than %d files and folders are not accepted", maxZipEntries)
+		}
+		name, last = last, name
 	}
 }
 

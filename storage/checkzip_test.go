@@ -129,6 +129,10 @@ func TestCheckZipDirectory(t *testing.T) {
 	}
 	n := maxZipDirectoryBytes/len(entry) + 1
 	whole := uint32(n * len(entry))
+	deep := map[string]string{}
+	for i := range 4000 {
+		deep[fmt.Sprintf("%s/%d%s/x", m, i, strings.Repeat("/a", 80))] = ""
+	}
 	// A locator of a zip64 end, which then counts in place of the other.
 	locator := append([]byte("PK\x06\x07"), make([]byte, 12)...)
 	locator = append(locator, 1, 0, 0, 0)
@@ -140,6 +144,7 @@ func TestCheckZipDirectory(t *testing.T) {
 		"its count hints at zip64":   {zipOf(1, 0xffff, uint32(len(entry)), uint32(start)), "zip64"},
 		"its offset hints at zip64":  {zipOf(1, 1, uint32(len(entry)), 0xffffffff, locator...), "does not end where"},
 		"count modulo 65,536 is one": {zipOf(65537, 1, uint32(65537*len(entry)), uint32(start)), "does not have the 1 files"},
+		"is of many folders":         {writeZip(t, deep), "300000 files and folders"},
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
@@ -153,6 +158,36 @@ func TestCheckZipDirectory(t *testing.T) {
 		if used := (after.TotalAlloc - before.TotalAlloc) >> 20; used > 1 {
 			t.Errorf("%s: %d MiB were allocated", name, used)
 		}
+	}
+}
+
+// Of zips with a large directory one is checked at a time; others do not wait for it.
+func TestChecksLarge(t *testing.T) {
+	m := module.Version{Path: "example.com/m", Version: "v1.2.3"}
+	files := map[string]string{m.String() + "/go.mod": "module example.com/m\n"}
+	small := writeZip(t, files)
+	for i := range 5000 {
+		files[fmt.Sprintf("%s/%s%d", m, strings.Repeat("n", 200), i)] = ""
+	}
+	large := writeZip(t, files)
+	var c Checks
+	c.large.Lock()
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := c.CheckZip(m, large)
+		done <- err
+	}()
+	if _, _, err := c.CheckZip(m, small); err != nil {
+		t.Error(err)
+	}
+	select {
+	case err := <-done:
+		t.Errorf("two were checked at a time: %v", err)
+	default:
+	}
+	c.large.Unlock()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

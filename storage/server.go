@@ -14,6 +14,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -42,6 +43,9 @@ type Server struct {
 	TempDir string
 	// MaxBodyBytes bounds the body of a save.
 	MaxBodyBytes int64
+
+	checks Checks
+	large  sync.Mutex // held while a .mod file of more than largePart is in memory
 }
 
 // Handler is for one catch-all route, all methods.
@@ -154,7 +158,13 @@ func (s *Server) save(c echo.Context) error {
 	if err != nil {
 		return goproxy.Errorf(http.StatusBadRequest, "bad request: save %s: %w", m, err)
 	}
-	files, zip, err := s.readParts(m, parts, r.Header.Get(headerZipH1))
+	locked := false
+	defer func() {
+		if locked {
+			s.large.Unlock()
+		}
+	}()
+	files, zip, err := s.readParts(m, parts, r.Header.Get(headerZipH1), func() { s.large.Lock(); locked = true })
 	if zip != nil {
 		defer os.Remove(zip.Name())
 		defer zip.Close()
@@ -174,8 +184,9 @@ func (s *Server) save(c echo.Context) error {
 
 // readParts reads and checks the files of a save. A zip brings its go.mod along, also where
 // the form has none, so that no other can be kept beside it. zipH1 is not "" when the
-// client, a crawler, has checked the zip and its go.mod, and sends both.
-func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 string) (f Files, zip *os.File, err error) {
+// client, a crawler, has checked the zip and its go.mod, and sends both. large is called once
+// where a file that is held in memory is a large one.
+func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 string, large func()) (f Files, zip *os.File, err error) {
 	bad := func(what string, err error) error {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
@@ -205,12 +216,12 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 		name := part.FormName()
 		switch {
 		case name == "mod.info" && f.Info == nil:
-			f.Info, err = readPart(part, goproxy.MaxInfoBytes)
+			f.Info, err = readPart(part, goproxy.MaxInfoBytes, large)
 			if err == nil {
 				_, err = goproxy.ParseInfo(m.Path, m.Version, f.Info)
 			}
 		case name == "mod.mod" && f.Mod == nil:
-			f.Mod, err = readPart(part, goproxy.MaxModBytes)
+			f.Mod, err = readPart(part, goproxy.MaxModBytes, large)
 			if err == nil {
 				err = goproxy.CheckMod(m, f.Mod)
 			}
@@ -235,7 +246,7 @@ func (s *Server) readParts(m module.Version, parts *multipart.Reader, zipH1 stri
 	switch {
 	case zipH1 == "":
 		var mod []byte
-		zipH1, mod, err = CheckZip(m, zip.Name())
+		zipH1, mod, err = s.checks.CheckZip(m, zip.Name())
 		if err == nil && f.Mod == nil {
 			f.Mod = mod
 		} else if err == nil && !SameMod(mod, f.Mod) {
@@ -270,9 +281,17 @@ func isH1(s string) bool {
 	return ok && err == nil && len(b) == sha256.Size
 }
 
-func readPart(r io.Reader, limit int64) ([]byte, error) {
-	var b bytes.Buffer
-	err := copyPart(&b, r, limit)
+// largePart is larger than almost any go.mod file. One of MaxModBytes takes three times that
+// while it is read: of those there is one at a time.
+const largePart = 256 << 10
+
+func readPart(r io.Reader, limit int64, large func()) ([]byte, error) {
+	var first, b bytes.Buffer
+	if err := copyPart(&first, io.LimitReader(r, largePart), limit); err != nil || first.Len() < largePart {
+		return first.Bytes(), err
+	}
+	large()
+	err := copyPart(&b, io.MultiReader(&first, r), limit)
 	return b.Bytes(), err
 }
 

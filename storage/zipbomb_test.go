@@ -137,7 +137,7 @@ func TestCheckZipBombs(t *testing.T) {
 	long = append(long, bytes.Repeat([]byte("x"), 0xffff)...)
 	most := append(bytes.Repeat(zipEntry(""), 65_534), zipEnd(65_534, 65_534*46, 0)...)
 	for what, content := range map[string][]byte{"a long comment": long, "65,534 files": most} {
-		if err := checkDirectorySize(bytes.NewReader(content), int64(len(content))); err != nil {
+		if _, err := checkDirectory(bytes.NewReader(content), int64(len(content))); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

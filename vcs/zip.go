@@ -26,6 +26,7 @@ const maxLicenseBytes = 16 << 20
 // and how much of it is accepted: 170,000 files with names of 50 bytes.
 const (
 	fileBytes     = 600 // and three times its name
+	folderBytes   = 100 // golang.org/x/mod/zip remembers each folder of each path
 	maxZipEntries = 120 << 20
 )
 
@@ -53,7 +54,8 @@ func (m *mod) writeZip(ctx context.Context, r *revision, version string, f *os.F
 	}
 	var files []modzip.File
 	hasLicense := false
-	list := 0 // bytes
+	list := 0  // bytes
+	last := "" // file
 	top, err := t.objects.Find(t.commit.Tree, dir)
 	if err == nil && !top.IsTree() {
 		err = m.notFound(version, "%s is not a folder", dir)
@@ -69,7 +71,8 @@ func (m *mod) writeZip(ctx context.Context, r *revision, version string, f *os.F
 		if !e.IsFile() && !e.IsLink() { // a submodule
 			return nil
 		}
-		cost := fileBytes + 3*len(name)
+		cost := fileBytes + 3*len(name) + folderBytes*newFolders(last, name)
+		last = name
 		if list+cost > maxZipEntries {
 			return goproxy.Errorf(http.StatusForbidden, "%s@%s: no module zip can be made of it: more than %d files, or names that are too long", m.path, version, len(files))
 		}
@@ -110,6 +113,15 @@ func (m *mod) writeZip(ctx context.Context, r *revision, version string, f *os.F
 		return goproxy.Errorf(http.StatusForbidden, "%s@%s: no module zip can be made of it: %w", m.path, version, err)
 	}
 	return nil
+}
+
+// newFolders is how many folders of a path are not those of the path before it.
+func newFolders(last, name string) int {
+	same := 0
+	for same < min(len(last), len(name)) && last[same] == name[same] {
+		same++
+	}
+	return strings.Count(name[same:], "/")
 }
 
 // zipFile is one file of a repository, as modzip wants it.
