@@ -1,7 +1,10 @@
 package crawler
 
 import (
+	"cmp"
 	"context"
+	"hash/fnv"
+	"io"
 	"maps"
 	"net/http"
 	"slices"
@@ -23,7 +26,7 @@ type watched struct {
 	asked    time.Time     // by somebody, last
 	next     time.Time     // when to look
 	interval time.Duration // between two looks
-	versions []string      // when it was looked at last; nil: there are none, or it is not known
+	state    uint64        // a hash of the versions when it was looked at last; 0: there are none, or it is not known
 	looking  bool          // somebody looks
 }
 
@@ -115,15 +118,27 @@ func (r *refresher) looked(path string, now time.Time, versions []string, least,
 		return
 	}
 	w.looking = false
-	if w.versions != nil && versions != nil && !slices.Equal(w.versions, versions) {
+	state := stateOf(versions)
+	if w.state != 0 && state != 0 && w.state != state {
 		w.interval = least
 	} else {
 		w.interval = max(least, min(2*w.interval, most))
 	}
-	if versions != nil {
-		w.versions = slices.Clone(versions)
-	}
+	w.state = cmp.Or(state, w.state)
 	w.next = now.Add(w.interval)
+}
+
+// stateOf tells lists apart; the lists themselves, of all that is watched, may be any number
+// of bytes. 0: nil.
+func stateOf(versions []string) uint64 {
+	if versions == nil {
+		return 0
+	}
+	h := fnv.New64a()
+	for _, v := range versions {
+		io.WriteString(h, v+"\n")
+	}
+	return max(1, h.Sum64())
 }
 
 // refreshDue begins to look at the lists whose time has come, some at once, and of those

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -81,6 +82,32 @@ func TestRefreshRefused(t *testing.T) {
 			t.Errorf("a list that is gone was asked for %d times more; %d are looked after", asked("fine.example/m")-before, c.refresh.watches())
 		}
 	})
+}
+
+// Of the lists that are looked after it is known whether they have changed, and not what is in
+// them: up to 50,000 of any length are.
+func TestWatchedMemory(t *testing.T) {
+	r := &refresher{lists: map[string]*watched{}}
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	for i := range 20 {
+		path := fmt.Sprintf("example.com/m%d", i)
+		r.lists[path] = &watched{}
+		versions := make([]string, 10_000)
+		for j := range versions {
+			versions[j] = fmt.Sprintf("v1.%d.%d", i, j)
+		}
+		r.looked(path, time.Now(), versions, time.Minute, time.Hour)
+	}
+	if n := heap() - before; n > 1<<20 {
+		t.Errorf("20 lists of 10,000 versions: %d bytes are kept", n)
+	}
+	runtime.KeepAlive(r)
 }
 
 // The lists that were asked for longest ago make room.
