@@ -28,6 +28,8 @@ const (
 	maxVanities = 200
 	// maxNoted bounds the names that a crawler knows to be kept.
 	maxNoted = 50_000
+	// maxVanityBytes bounds one, with its repository: upstream may say anything.
+	maxVanityBytes = 1000
 )
 
 // vanityOf is the name of which path is one module, in the folder subdir of the repository
@@ -63,9 +65,10 @@ func (c *Crawler) noteVanity(ctx context.Context, path string, info *goproxy.Inf
 	}
 	root := c.rootOf(origin.URL)
 	v, ok := vanityOf(path, root, origin.Subdir)
-	if !ok {
+	if !ok || len(root)+len(v.Base)+len(v.Dir) > maxVanityBytes {
 		return
 	}
+	root, v.Base, v.Dir = strings.Clone(root), strings.Clone(v.Base), strings.Clone(v.Dir) // each is a piece of more
 	type noted struct {
 		root string
 		vanity

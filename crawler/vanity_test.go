@@ -2,6 +2,7 @@ package crawler
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"golang.org/x/mod/module"
@@ -79,6 +80,11 @@ func TestVanities(t *testing.T) {
 	names, err := a.vanitiesOf(t.Context(), "github.com/o/r")
 	if err != nil || fmt.Sprint(names) != "[{go.example.com/x } {go.example.com/y }]" {
 		t.Errorf("%v, %v", names, err)
+	}
+	before := a.noted.Load()
+	a.noteVanity(t.Context(), "go.example.com/x", info("https://github.com/o/"+strings.Repeat("r", maxVanityBytes)))
+	if n := a.noted.Load(); n != before {
+		t.Errorf("a name of more than %d bytes is kept", maxVanityBytes)
 	}
 	for i := range 2 * maxVanities {
 		b.noteVanity(t.Context(), fmt.Sprintf("go.example.com/m%d", i), info("https://github.com/o/r"))

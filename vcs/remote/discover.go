@@ -163,6 +163,9 @@ func (r *Remote) dynamic(ctx context.Context, modulePath string) (*goImport, err
 // maxPageBytes bounds the page that is searched for meta tags.
 const maxPageBytes = 1 << 20
 
+// maxTagBytes bounds what is remembered of a page: its tag, with the URL of the repository.
+const maxTagBytes = 2048
+
 // ask gets the page of a path and finds the meta tag in it for modulePath.
 func (r *Remote) ask(ctx context.Context, pagePath, modulePath string) (*goImport, string, error) {
 	if host, _, _ := strings.Cut(pagePath, "/"); !strings.Contains(host, ".") {
@@ -288,8 +291,9 @@ func parseGoImports(r io.Reader) ([]goImport, error) {
 			if !strings.EqualFold(e.Name.Local, "meta") || attr(e, "name") != "go-import" {
 				continue
 			}
-			f := strings.Fields(attr(e, "content"))
-			if len(f) != 3 && len(f) != 4 {
+			content := attr(e, "content")
+			f := strings.Fields(content)
+			if len(f) != 3 && len(f) != 4 || len(content) > maxTagBytes {
 				continue
 			}
 			g := goImport{Prefix: f[0], VCS: f[1], URL: f[2]}

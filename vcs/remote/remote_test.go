@@ -197,6 +197,7 @@ func TestDiscover(t *testing.T) {
 		"mod.example.org/sub":     `<META NAME="go-import" CONTENT="mod.example.org/sub git https://a.example.org/a lib/go">`,
 		"mod.example.org/updir":   `<meta name="go-import" content="mod.example.org/updir git https://a.example.org/a ../x">`,
 		"mod.example.org/scheme":  `<meta name="go-import" content="mod.example.org/scheme git file:///etc/passwd">`,
+		"mod.example.org/long":    `<meta name="go-import" content="mod.example.org/long git https://a.example.org/` + strings.Repeat("a", maxTagBytes) + `">`,
 		"mod.example.org/charset": `<?xml version="1.0" encoding="koi8-r"?><meta name="go-import" content="x">`,
 	}
 	asked := map[string]int{}
@@ -227,7 +228,7 @@ func TestDiscover(t *testing.T) {
 		"github.com/a/b.git":        "404", "github.com/a/b.git/c": "404", "bitbucket.org/a/b.hg/c": "404", "github.com/a/b.gitx/c": "github.com/a/b.gitx git https://github.com/a/b.gitx ",
 		"github.com/a": "404", "nodot/x": "400", "mod.example.org/none": "404", "mod.example.org/body": "404", "mod.example.org/other": "404",
 		"mod.example.org/lie": "404", "mod.example.org/two": "502", "mod.example.org/hg": "501", "git.example.org/x.hg": "501", "mod.example.org/broken": "502",
-		"mod.example.org/updir": "502", "mod.example.org/scheme": "502", "mod.example.org/charset": "502",
+		"mod.example.org/updir": "502", "mod.example.org/scheme": "502", "mod.example.org/charset": "502", "mod.example.org/long": "404",
 		"chiselapp.com/user/a/repository/b": "501", "Bad Path": "400",
 	} {
 		repo, err := r.Discover(t.Context(), path)
