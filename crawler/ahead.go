@@ -195,7 +195,7 @@ func (c *Crawler) wanted(list []module.Version) (paths []string, versions map[st
 		if c.o.Ahead.Match != nil && !c.o.Ahead.Match(m.Path) {
 			continue
 		}
-		if !goproxy.IsCanonical(m.Path, m.Version) {
+		if !goproxy.IsCanonical(m.Path, m.Version) || !mayBeAsked(m) {
 			c.ahead.WithLabelValues("invalid").Inc()
 			continue
 		}
@@ -206,6 +206,16 @@ func (c *Crawler) wanted(list []module.Version) (paths []string, versions map[st
 	}
 	slices.Sort(paths)
 	return paths, versions
+}
+
+// mayBeAsked reports whether a version is one that could be asked for here: jobs are kept by
+// their names, and those of others' feeds may be of any length.
+func mayBeAsked(m module.Version) bool {
+	p, err := goproxy.Request{Path: m.Path, Query: m.Version, File: storage.FileZip}.URLPath()
+	if err == nil {
+		_, err = goproxy.ParseRequest(p)
+	}
+	return err == nil
 }
 
 // each calls f for some paths at once, until one fails.

@@ -188,6 +188,20 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
+// What can't be asked for is wanted of no feed, however it is called.
+func TestWanted(t *testing.T) {
+	s := memory.New(0, nil)
+	c := New(s, s, options(source{}))
+	paths, versions := c.wanted([]module.Version{
+		{Path: "example.com/a", Version: "v1.0.0"}, {Path: "example.com/" + strings.Repeat("x", 60_000), Version: "v1.0.0"},
+		{Path: "example.com/" + strings.Repeat("x/", 600) + "x", Version: "v1.0.0"}, {Path: "example.com/a", Version: "v1.0.0-" + strings.Repeat("x", 300)},
+		{Path: "no host", Version: "v1.0.0"}, {}, {Path: "example.com/a/../b", Version: "v1.0.0"}, {Path: "example.com/A", Version: "v2.0.0+incompatible"},
+	})
+	if !slices.Equal(paths, []string{"example.com/A", "example.com/a"}) || len(versions["example.com/a"]) != 1 {
+		t.Errorf("%.300q, %.300q", paths, versions)
+	}
+}
+
 // A feed that goes back in time, or has more at one time than a page takes, is not
 // followed blindly.
 func TestFollowOdd(t *testing.T) {

@@ -150,6 +150,37 @@ func (c *Client) Delete(ctx context.Context, m module.Version) error {
 // maxPageBytes bounds a page of a catalog, which may be another server's.
 const maxPageBytes = 16 << 20
 
+// maxEntryBytes is longer than path and version of any module that can be asked for.
+const maxEntryBytes = 2048
+
+// pairs are the entries of a page of a catalog. More than any server gives are refused, before
+// they take memory: {} is one.
+type pairs []module.Version
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (p *pairs) UnmarshalJSON(b []byte) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	switch t, err := d.Token(); {
+	case err != nil || t == nil:
+		return err
+	case t != json.Delim('['):
+		return errors.New("modules is no list")
+	}
+	for d.More() {
+		if len(*p) == maxPage {
+			return fmt.Errorf("more than %d entries", maxPage)
+		}
+		var m struct{ Module, Version string }
+		if err := d.Decode(&m); err != nil {
+			return err
+		}
+		if len(m.Module)+len(m.Version) <= maxEntryBytes {
+			*p = append(*p, module.Version{Path: m.Module, Version: m.Version})
+		}
+	}
+	return nil
+}
+
 // Catalog implements Store.
 func (c *Client) Catalog(ctx context.Context, after string, limit int) (Page, error) {
 	var page Page
@@ -160,17 +191,13 @@ func (c *Client) Catalog(ctx context.Context, after string, limit int) (Page, er
 	}
 	defer resp.Body.Close()
 	var answer struct {
-		Modules []struct{ Module, Version string }
+		Modules pairs
 		Next    string
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxPageBytes)).Decode(&answer); err != nil {
 		return page, fmt.Errorf("catalog: %w", err)
 	}
-	for _, m := range answer.Modules {
-		page.Versions = append(page.Versions, module.Version{Path: m.Module, Version: m.Version})
-	}
-	page.Next = answer.Next
-	return page, nil
+	return Page{Versions: answer.Modules, Next: answer.Next}, nil
 }
 
 // Index implements Store.
@@ -193,6 +220,9 @@ func (c *Client) Index(ctx context.Context, since time.Time, limit int) ([]Index
 		var e IndexEntry
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			return nil, fmt.Errorf("index: %w", err)
+		}
+		if len(e.Path)+len(e.Version) > maxEntryBytes {
+			e.Path, e.Version = "", "" // its time counts
 		}
 		entries = append(entries, e)
 	}

@@ -10,9 +10,11 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/labstack/echo/v4"
 	"golang.org/x/mod/module"
@@ -203,6 +205,50 @@ func validZip(t *testing.T, m module.Version, zip, mod []byte) bool {
 	}
 	_, zipMod, err := storage.CheckZip(m, name)
 	return err == nil && (mod == nil || storage.SameMod(zipMod, mod))
+}
+
+// A page of more entries than any server gives takes no memory for them.
+func TestClientManyEntries(t *testing.T) {
+	page := `{"modules":[` + strings.Repeat("{},", 5_000_000) + `{}]}`
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, page) }))
+	defer srv.Close()
+	base, _ := url.Parse(srv.URL)
+	c := &storage.Client{Client: goproxy.Client{Base: base, HTTP: srv.Client()}}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := c.Catalog(t.Context(), "", 1000)
+	runtime.ReadMemStats(&after)
+	if err == nil || !strings.Contains(err.Error(), "more than 10000 entries") {
+		t.Errorf("%v", err)
+	}
+	if n := (after.TotalAlloc - before.TotalAlloc) >> 20; n > 100 {
+		t.Errorf("%d MiB were allocated", n)
+	}
+}
+
+// Of an entry of a feed with a name that no module has, the time is left.
+func TestClientLongEntry(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for _, path := range []string{"example.com/" + strings.Repeat("x", 30_000), "example.com/m"} {
+			io.WriteString(w, `{"Path":"`+path+`","Version":"v1.0.0","Timestamp":"2024-01-02T03:04:05Z"}`+"\n")
+		}
+	}))
+	defer srv.Close()
+	base, _ := url.Parse(srv.URL)
+	c := &storage.Client{Client: goproxy.Client{Base: base, HTTP: srv.Client()}}
+	e, err := c.Index(t.Context(), time.Time{}, 10)
+	if err != nil || len(e) != 2 || e[0].Path != "" || e[0].Timestamp.IsZero() || e[1].Path != "example.com/m" {
+		t.Errorf("%.300v, %v", e, err)
+	}
+}
+
+// What upstream has written is not kept whole in each job.
+func TestLastErrBounded(t *testing.T) {
+	var j storage.Job
+	j.Failed(goproxy.Errorf(502, "x%s", strings.Repeat("é", 2000)))
+	if n := len(j.LastErr); n > 700 || n < 500 || !utf8.ValidString(j.LastErr) || j.LastStatus != 502 {
+		t.Errorf("%d %d bytes: %q", j.LastStatus, n, j.LastErr)
+	}
 }
 
 // A server that does not end its page is given up.

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"syscall"
 	"time"
 
@@ -281,10 +282,18 @@ func (c *Cause) Err() error {
 	return &goproxy.Error{Status: c.Status, Message: c.Message, RetryAfter: c.RetryAfter, NoStore: c.NoStore}
 }
 
+// maxLastErr bounds what a job says of its last attempt: upstream may have written some KB, and
+// all jobs are in memory.
+const maxLastErr = 600
+
 // Failed notes how an attempt ended.
 func (j *Job) Failed(cause error) {
-	if cause != nil {
-		j.LastErr, j.LastStatus = cause.Error(), goproxy.Status(cause)
+	if cause == nil {
+		return
+	}
+	j.LastErr, j.LastStatus = cause.Error(), goproxy.Status(cause)
+	if len(j.LastErr) > maxLastErr {
+		j.LastErr = strings.ToValidUTF8(j.LastErr[:maxLastErr], "") + "…"
 	}
 }
 
