@@ -74,6 +74,8 @@ type Crawler struct {
 	starved    atomic.Bool        // the queue was not looked at, for want of a worker
 	flights    singleflight.Group // demand, by key
 	inflight   *inflight
+	memory     *inflight // of lists and go.mod files that are being fetched
+	checks     storage.Checks
 	outcomes   *prometheus.CounterVec
 	mismatches prometheus.Counter
 	queueFull  prometheus.Counter
@@ -104,6 +106,7 @@ func New(store storage.Store, ledger storage.Ledger, o Options) *Crawler {
 
 		refreshes: newGate(o.Ahead.Parallel, 0),
 		inflight:  newInflight(o.InflightBytes),
+		memory:    newInflight(memoryBytes),
 		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "athensctl_fetches_total",
 			Help: "Fetches from upstream that ended, by file (list, info, mod, zip) and outcome (ok, kept, refused, retry, held, parked, failed, lost).",

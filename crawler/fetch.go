@@ -195,6 +195,9 @@ func (c *Crawler) fetchList(ctx context.Context, k storage.Key) error {
 	if conditional {
 		ctx = goproxy.WithValidator(ctx, last.Validator)
 	}
+	part := c.memory.part(ctx, laneOf(k).host)
+	defer part.release()
+	ctx = goproxy.WithMemory(ctx, func(n int64) error { return part.hold(ctx, listFactor*n) })
 	asked := time.Now().UTC()
 	next, err := ask(c, k.Path+": version list", func(s goproxy.Source) (*storage.Known, error) {
 		list, err := s.List(ctx, k.Path)
@@ -202,6 +205,9 @@ func (c *Crawler) fetchList(ctx context.Context, k storage.Key) error {
 			return &storage.Known{Versions: last.Versions, Validator: last.Validator}, nil
 		} else if err != nil {
 			return nil, err
+		}
+		if n := len(list.Text()); n > goproxy.MaxListBytes {
+			return nil, goproxy.Errorf(http.StatusRequestEntityTooLarge, "a list of %d bytes; at most %d are accepted", n, goproxy.MaxListBytes)
 		}
 		versions := list.Versions
 		if len(versions) == 0 && list.Pseudo != "" {
@@ -275,12 +281,21 @@ func (c *Crawler) fetchInfo(ctx context.Context, m module.Version) error {
 
 func (c *Crawler) fetchMod(ctx context.Context, m module.Version) error {
 	verify := c.expect(ctx, m.Path, m.Version+"/go.mod")
+	part := c.memory.part(ctx, laneOf(storage.Key{Path: m.Path}).host)
+	defer part.release()
 	mod, err := ask(c, m.String()+" (mod)", func(s goproxy.Source) ([]byte, error) {
 		b, err := s.Mod(ctx, m)
 		if err != nil {
 			return nil, err
 		}
-		return b.ReadAll(goproxy.MaxModBytes)
+		defer b.Close()
+		return (&goproxy.Blob{ReadCloser: io.NopCloser(readFunc(func(p []byte) (int, error) {
+			n, err := b.Read(p)
+			if e := part.hold(ctx, int64(n)); e != nil {
+				return 0, e
+			}
+			return n, err
+		}))}).ReadAll(goproxy.MaxModBytes)
 	})
 	if err != nil {
 		return err

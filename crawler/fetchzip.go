@@ -31,7 +31,7 @@ func (c *Crawler) fetchZip(ctx context.Context, m module.Version) error {
 	}); err != nil {
 		return storage.FullDisk(err) // where that is why: upstream is well
 	}
-	h1, mod, err := storage.CheckZip(m, tmp.Name())
+	h1, mod, err := c.checks.CheckZip(m, tmp.Name())
 	if err != nil {
 		return badAnswer(err)
 	}

@@ -33,6 +33,22 @@ func (f *inflight) bytes() int64 {
 	return f.taken
 }
 
+// memoryBytes bounds the bytes of lists and go.mod files that are held in memory while they are
+// fetched, checked and kept. A list takes some times its own (listFactor), in strings and
+// as JSON. Those of all workers, as they usually are, are a few MB.
+const (
+	memoryBytes = 64 << 20
+	listFactor  = 8
+)
+
+// hold takes n bytes of memory for what is fetched; an error where there are none.
+func (p *part) hold(ctx context.Context, n int64) error {
+	if p.grow(n) {
+		return nil
+	}
+	return held(ctx, "memory", lineFull, "%s: too many bytes of lists and go.mod files are being fetched", p.host)
+}
+
 // roomEvery is how often it is looked whether there is room.
 const roomEvery = time.Second
 

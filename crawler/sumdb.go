@@ -28,9 +28,6 @@ var knownSumDBs = map[string]string{
 	"sum.golang.org": "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8",
 }
 
-// maxSumDBBytes bounds an answer of a checksum database.
-const maxSumDBBytes = 1 << 20
-
 // How long a question to a checksum database may take, and when to come again
 // after it did not answer.
 const (
@@ -55,6 +52,7 @@ type SumDB struct {
 	client  *goproxy.Client   // the one that answers; nil: not known
 	failing time.Time         // since when it does not; zero: it does
 	cache   map[string][]byte // answers that never change, by path
+	cached  int               // bytes of it
 	older   map[string][]byte // what cache was before it was full
 	verify  *verifier         // remembers every answer, and every failure: replaced in time
 }
@@ -132,7 +130,7 @@ func (s *SumDB) drop(c *verifier) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.verify == c {
-		s.verify, s.cache, s.older = nil, map[string][]byte{}, nil
+		s.verify, s.cache, s.cached, s.older = nil, map[string][]byte{}, 0, nil
 	}
 }
 
@@ -184,15 +182,19 @@ func (s *SumDB) ask(ctx context.Context, path string) ([]byte, error) {
 		return nil, err
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxSumDBBytes))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, goproxy.MaxSumDBBytes))
 	if err == nil {
 		err = goproxy.CheckSumDB(path, b, s.known)
 	}
 	return b, err
 }
 
-// maxRemembered bounds the answers that are remembered, twice; a tile has 8 KB.
-const maxRemembered = 1000
+// maxRemembered and maxRememberedBytes bound the answers that are remembered, twice. A tile
+// of hashes has 8 KB; one of records, which anybody may ask for, some 50, and up to 1 MiB.
+const (
+	maxRemembered      = 1000
+	maxRememberedBytes = 12 << 20
+)
 
 func (s *SumDB) remembered(path string) []byte {
 	s.mu.Lock()
@@ -206,9 +208,10 @@ func (s *SumDB) remembered(path string) []byte {
 func (s *SumDB) remember(path string, b []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.cache) >= maxRemembered {
-		s.cache, s.older = map[string][]byte{}, s.cache
+	if len(s.cache) >= maxRemembered || s.cached+len(b) > maxRememberedBytes {
+		s.cache, s.cached, s.older = map[string][]byte{}, 0, s.cache
 	}
+	s.cached += len(b) - len(s.cache[path])
 	s.cache[path] = b
 }
 

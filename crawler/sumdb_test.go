@@ -320,6 +320,28 @@ func TestSumDBShape(t *testing.T) {
 	}
 }
 
+// Anybody may ask for tiles of records, which are larger than those of hashes: what is
+// remembered of them is bounded in bytes.
+func TestSumDBRemembersBytes(t *testing.T) {
+	s := &SumDB{cache: map[string][]byte{}}
+	tile := make([]byte, 100<<10)
+	for i := range 2 * maxRemembered {
+		s.remember(fmt.Sprintf("/tile/8/data/%03d", i), tile)
+	}
+	n := 0
+	for _, kept := range []map[string][]byte{s.cache, s.older} {
+		for _, b := range kept {
+			n += len(b)
+		}
+	}
+	if n > 2*maxRememberedBytes || n < maxRememberedBytes {
+		t.Errorf("%d bytes are remembered", n)
+	}
+	if s.remembered(fmt.Sprintf("/tile/8/data/%03d", 2*maxRemembered-1)) == nil {
+		t.Error("the last answer is not remembered")
+	}
+}
+
 // What is asked on behalf of many is not asked as what nobody waits for.
 func TestSumDBForMany(t *testing.T) {
 	l := newLogServer(t)

@@ -1,7 +1,6 @@
 package goproxy
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -52,16 +51,18 @@ func (c *Client) List(ctx context.Context, path string) (*VersionList, error) {
 	if err != nil {
 		return nil, err
 	}
-	body, err := blobOf(resp).ReadAll(MaxListBytes)
+	body, err := counted(ctx, blobOf(resp)).ReadAll(MaxListBytes)
 	if err != nil {
 		return nil, c.broken(path+": version list", err)
 	}
 	var versions []string
-	lines := bufio.NewScanner(bytes.NewReader(body))
-	for lines.Scan() {
-		// A line may have the version's time behind the version.
-		if f := strings.Fields(lines.Text()); len(f) > 0 {
-			versions = append(versions, f[0])
+	for line := range bytes.Lines(body) {
+		// A line may have the version's time behind the version. What is none takes no memory.
+		for v := range bytes.FieldsSeq(line) {
+			if len(v) >= len("v0.0.0") && v[0] == 'v' {
+				versions = append(versions, string(v))
+			}
+			break
 		}
 	}
 	checked, _ := time.Parse(time.RFC3339Nano, resp.Header.Get(HeaderChecked))

@@ -2,9 +2,12 @@ package goproxy
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,6 +31,51 @@ func TestNotModified(t *testing.T) {
 	}
 	if _, err := c.List(t.Context(), "example.com/m"); Status(err) != 502 {
 		t.Errorf("no validator: %d %v", Status(err), err)
+	}
+}
+
+// What a list has besides versions takes no memory, and one that is too long is refused.
+func TestHostileList(t *testing.T) {
+	for _, tc := range []struct {
+		line  string
+		size  int
+		want  int // versions; -1: an error
+		alloc uint64
+	}{
+		{"a\n", MaxListBytes, 0, 16}, {"\n", MaxListBytes, 0, 16}, {"v0.0.0\n", MaxListBytes, 1, 128}, {"v0.0.0\n", MaxListBytes + 8, -1, 16},
+	} {
+		body := strings.Repeat(tc.line, tc.size/len(tc.line))
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, body) }))
+		u, err := url.Parse(srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		took := int64(0)
+		ctx := WithMemory(t.Context(), func(n int64) error { took += n; return nil })
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		l, err := (&Client{Base: u, HTTP: srv.Client()}).List(ctx, "example.com/m")
+		runtime.ReadMemStats(&after)
+		if (err != nil) != (tc.want < 0) || err == nil && len(l.Versions) != tc.want {
+			t.Errorf("%d bytes of %q: %v, %v", tc.size, tc.line, l, err)
+		}
+		if n := (after.TotalAlloc - before.TotalAlloc) >> 20; n > tc.alloc {
+			t.Errorf("%d bytes of %q: %d MiB were allocated", tc.size, tc.line, n)
+		}
+		if err == nil && took != int64(len(body)) {
+			t.Errorf("%d bytes of %q: %d were counted", tc.size, tc.line, took)
+		}
+		srv.Close()
+	}
+	refused := errors.New("no memory")
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "v1.0.0\n") }))
+	defer srv.Close()
+	u, err := url.Parse(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (&Client{Base: u, HTTP: srv.Client()}).List(WithMemory(t.Context(), func(int64) error { return refused }), "example.com/m"); !errors.Is(err, refused) {
+		t.Errorf("no memory for it: %v", err)
 	}
 }
 

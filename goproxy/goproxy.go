@@ -30,8 +30,11 @@ import (
 const (
 	MaxZipBytes  = 500 << 20
 	MaxModBytes  = 16 << 20
-	MaxInfoBytes = 1 << 20  // not in the specification; a real one is below 1 KB
-	MaxListBytes = 16 << 20 // not in the specification; about 700,000 versions
+	MaxInfoBytes = 64 << 10 // not in the specification; a real one is below 1 KB
+	MaxListBytes = 1 << 20  // not in the specification; about 40,000 versions
+
+	// MaxSumDBBytes bounds an answer of a checksum database; a tile of records has some 50 KB.
+	MaxSumDBBytes = 1 << 20
 )
 
 // Latest is the query that asks for a module's latest version.
@@ -201,6 +204,36 @@ func (b *Blob) ReadAll(limit int64) ([]byte, error) {
 		err = Errorf(http.StatusBadGateway, "larger than %d bytes", limit)
 	}
 	return content, err
+}
+
+type memoryKey struct{}
+
+// WithMemory has a Source tell take of the bytes of a list, before it holds them: as they
+// come, and how many more. An error of take is that of the Source. A Source that bounds its
+// memory itself may ignore it.
+func WithMemory(ctx context.Context, take func(bytes int64) error) context.Context {
+	return context.WithValue(ctx, memoryKey{}, take)
+}
+
+// counted is b, of which WithMemory's take is told.
+func counted(ctx context.Context, b *Blob) *Blob {
+	if take, ok := ctx.Value(memoryKey{}).(func(int64) error); ok {
+		b.ReadCloser = &takingReader{b.ReadCloser, take}
+	}
+	return b
+}
+
+type takingReader struct {
+	io.ReadCloser
+	take func(int64) error
+}
+
+func (r *takingReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if e := r.take(int64(n)); e != nil {
+		return 0, e
+	}
+	return n, err
 }
 
 // ETag is the entity tag of a file of this size stored at that time, to the

@@ -136,7 +136,7 @@ type sumdbAnswer struct {
 }
 
 func readKept(b *goproxy.Blob) ([]byte, time.Time, error) {
-	text, err := b.ReadAll(goproxy.MaxInfoBytes)
+	text, err := b.ReadAll(goproxy.MaxSumDBBytes)
 	return text, b.ModTime, err
 }
 

@@ -234,7 +234,7 @@ func (p *process) addCrawler() error {
 				return nil, err
 			}
 			defer resp.Body.Close()
-			return io.ReadAll(io.LimitReader(resp.Body, goproxy.MaxInfoBytes))
+			return io.ReadAll(io.LimitReader(resp.Body, goproxy.MaxSumDBBytes))
 		})
 		return nil
 	}
@@ -250,7 +250,7 @@ func (p *process) addCrawler() error {
 	upstream := remote.Named(&http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: cfg.Workers,
 		ResponseHeaderTimeout: cfg.UpstreamTimeout, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
-		DisableCompression: true,
+		DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
 	})
 	sumdb, err := crawler.NewSumDB(cfg.SumDB, upstream, proxies(cfg), p.ledger, cfg.IsPrivate)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -168,11 +169,16 @@ func (s *Store) Mod(ctx context.Context, m module.Version) (*goproxy.Blob, error
 	} else if err != nil {
 		return nil, err
 	}
-	b, err := v.Mod.bytes()
-	if err != nil {
-		return nil, err
+	kept := fromMicros(v.Mod.Kept)
+	if z := v.Mod.Gzip; len(z) > 4 { // it may be a thousand times as large
+		r, err := gzip.NewReader(bytes.NewReader(z))
+		if err != nil {
+			return nil, err
+		}
+		size := binary.LittleEndian.Uint32(z[len(z)-4:]) // https://www.rfc-editor.org/rfc/rfc1952#page-6: ISIZE
+		return &goproxy.Blob{ReadCloser: r, SizeBytes: int64(size), ModTime: kept}, nil
 	}
-	return goproxy.NewBlob(b, fromMicros(v.Mod.Kept)), nil
+	return goproxy.NewBlob([]byte(v.Mod.Plain), kept), nil
 }
 
 // Zip implements storage.Store.

@@ -7,7 +7,9 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -32,9 +34,6 @@ func TestTooLargeForAnItem(t *testing.T) {
 	v := storagetest.New("example.com/m", "v1.0.0", "")
 	info := fmt.Appendf(nil, `{"Version":"v1.0.0","Time":"2026-01-02T03:04:05Z","Origin":{"URL":"%s"}}`, comment(750<<10))
 	mod := append(v.Mod, fmt.Appendf(nil, "// %s\n", comment(980<<10))...)
-	if len(info) > goproxy.MaxInfoBytes {
-		t.Fatalf("an .info of %d bytes", len(info))
-	}
 	if err := s.Put(ctx, v.Version, storage.Files{Mod: mod}); err != nil {
 		t.Fatalf("a go.mod of %d bytes: %v", len(mod), err)
 	}
@@ -50,6 +49,37 @@ func TestTooLargeForAnItem(t *testing.T) {
 	other := module.Version{Path: "example.com/other", Version: "v1.0.0"}
 	if err := s.Put(ctx, other, storage.Files{Info: info}); err != nil {
 		t.Errorf("the .info alone: %v", err)
+	}
+}
+
+// A go.mod file that is much larger than what is kept of it takes no memory when it is read.
+func TestLargeModStreams(t *testing.T) {
+	_, a := fake(t)
+	s := open(t, a, t.TempDir(), Options{})
+	v := module.Version{Path: "example.com/m", Version: "v1.0.0"}
+	mod := append([]byte("module example.com/m\n"), bytes.Repeat([]byte("//\n"), 5<<20)...)
+	if err := s.Put(t.Context(), v, storage.Files{Mod: mod}); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	b, err := s.Mod(t.Context(), v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := io.Copy(io.Discard, b)
+	runtime.ReadMemStats(&after)
+	if err != nil || n != int64(len(mod)) || b.SizeBytes != n {
+		t.Errorf("%d bytes, said to be %d, of %d: %v", n, b.SizeBytes, len(mod), err)
+	}
+	if n := after.TotalAlloc - before.TotalAlloc; n > 2<<20 {
+		t.Errorf("%d bytes were allocated", n)
+	}
+	if b, err = s.Mod(t.Context(), v); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := b.ReadAll(goproxy.MaxModBytes); err != nil || !bytes.Equal(got, mod) {
+		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }
 

@@ -1,0 +1,91 @@
+package crawler
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage/memory"
+)
+
+// slow is an upstream whose go.mod files and lists are large, and pause before their end.
+type slow struct {
+	source
+	bytes int64
+	read  atomic.Int64
+}
+
+func (s *slow) body() io.ReadCloser {
+	line := strings.NewReader("module example.com/m\n")
+	left := s.bytes
+	return io.NopCloser(io.MultiReader(line, readerFunc(func(p []byte) (int, error) {
+		if left == 0 {
+			time.Sleep(time.Minute)
+			return 0, io.EOF
+		}
+		n := min(int64(len(p)), left)
+		for i := range p[:n] {
+			p[i] = '\n'
+		}
+		left -= n
+		s.read.Add(n)
+		return int(n), nil
+	})))
+}
+
+func (s *slow) Mod(context.Context, module.Version) (*goproxy.Blob, error) {
+	return &goproxy.Blob{ReadCloser: s.body(), SizeBytes: -1}, nil
+}
+
+// However many hosts send large go.mod files at once, the bytes of them that are held are
+// bounded. Who asks for one more is told to come again, and gets it.
+func TestModMemory(t *testing.T) {
+	s := &slow{bytes: 8 << 20}
+	inBubble(t, memory.New(0, nil), options(s), func(t *testing.T, c *Crawler) {
+		var wg sync.WaitGroup
+		var refused atomic.Int64
+		mod := func(i int) error {
+			b, err := c.Mod(t.Context(), module.Version{Path: fmt.Sprintf("h%d.example/m", i), Version: "v1.0.0"})
+			if err == nil {
+				b.Close()
+			}
+			return err
+		}
+		for i := range 12 {
+			wg.Go(func() {
+				switch err := mod(i); {
+				case goproxy.Status(err) == 503 && strings.Contains(err.Error(), "too many bytes"):
+					refused.Add(1)
+				case err != nil:
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		if n := s.read.Load(); n > memoryBytes+(1<<20) || n < memoryBytes/2 {
+			t.Errorf("%d bytes were read at once", n)
+		}
+		wg.Wait()
+		if n := refused.Load(); n == 0 || n == 12 {
+			t.Errorf("%d were refused", n)
+		}
+		time.Sleep(10 * time.Minute)
+		for i := range 12 {
+			if err := mod(i); err != nil {
+				t.Error(err)
+			}
+		}
+		if n := c.memory.bytes(); n != 0 {
+			t.Errorf("%d bytes are taken still", n)
+		}
+	})
+}
