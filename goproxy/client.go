@@ -58,11 +58,12 @@ func (c *Client) List(ctx context.Context, path string) (*VersionList, error) {
 	var versions []string
 	for line := range bytes.Lines(body) {
 		// A line may have the version's time behind the version. What is none takes no memory.
-		for v := range bytes.FieldsSeq(line) {
-			if len(v) >= len("v0.0.0") && v[0] == 'v' {
-				versions = append(versions, string(v))
-			}
-			break
+		v := bytes.TrimSpace(line)
+		if i := bytes.IndexAny(v, " \t"); i >= 0 {
+			v = v[:i]
+		}
+		if len(v) >= len("v0.0.0") && v[0] == 'v' {
+			versions = append(versions, string(v))
 		}
 	}
 	checked, _ := time.Parse(time.RFC3339Nano, resp.Header.Get(HeaderChecked))
