@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,6 +16,7 @@ import (
 	"golang.org/x/mod/module"
 
 	"github.com/athensctl/athensctl/goproxy"
+	"github.com/athensctl/athensctl/storage"
 	"github.com/athensctl/athensctl/storage/memory"
 )
 
@@ -81,6 +84,55 @@ func TestModMemory(t *testing.T) {
 		}
 		if n := c.memory.bytes(); n != 0 {
 			t.Errorf("%d bytes are taken still", n)
+		}
+	})
+}
+
+// notesList is a ledger that says when a list is kept.
+type notesList struct {
+	*memory.Store
+	kept func()
+}
+
+func (n *notesList) SetKnown(ctx context.Context, k storage.Key, a *storage.Known) error {
+	n.kept()
+	return n.Store.SetKnown(ctx, k, a)
+}
+
+// The bytes of a list count until it is kept, some times over. One that no role would take is
+// refused where it comes from, and not asked for again at once.
+func TestListMemory(t *testing.T) {
+	body := strings.Repeat("v1.0.0\n", 1000)
+	up := &goproxy.Client{Base: &url.URL{Scheme: "https", Host: "up.example"}, HTTP: inProcess(map[string]http.HandlerFunc{
+		"up.example": func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, body) },
+	})}
+	s := &notesList{Store: memory.New(0, nil)}
+	inBubble(t, s, options(up), func(t *testing.T, c *Crawler) {
+		held := int64(0)
+		s.kept = func() { held = c.memory.bytes() }
+		if _, err := c.List(t.Context(), "example.com/m"); err != nil || held != listFactor*int64(len(body)) {
+			t.Errorf("%d bytes are taken for a list of %d, %v", held, len(body), err)
+		}
+		if n := c.memory.bytes(); n != 0 {
+			t.Errorf("%d bytes are taken still", n)
+		}
+	})
+	asked := 0
+	many := source{list: func(context.Context, string) (versions []string, err error) {
+		asked++
+		for i := range 100_000 {
+			versions = append(versions, fmt.Sprintf("v1.0.%d-%s", i, strings.Repeat("x", 10)))
+		}
+		return versions, nil
+	}}
+	inBubble(t, memory.New(0, nil), options(many), func(t *testing.T, c *Crawler) {
+		for range 2 {
+			if _, err := c.List(t.Context(), "example.com/m"); goproxy.Status(err) != 502 || !strings.Contains(err.Error(), "at most 1048576 are accepted") {
+				t.Errorf("%v", err)
+			}
+		}
+		if asked != 1 {
+			t.Errorf("asked %d times", asked)
 		}
 	})
 }
