@@ -1,6 +1,7 @@
 package crawler
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -23,23 +24,20 @@ import (
 // largeMods is an upstream whose go.mod files are large, and pause before their end.
 type largeMods struct {
 	source
-	bytes int64
+	size int
 }
 
 func (s *largeMods) Mod(context.Context, module.Version) (*goproxy.Blob, error) {
-	line := strings.NewReader("module example.com/m\n")
-	left := s.bytes
-	body := io.MultiReader(line, readerFunc(func(p []byte) (int, error) {
+	comment := bytes.Repeat([]byte("x"), 64<<10)
+	left := s.size
+	body := io.MultiReader(strings.NewReader("module example.com/m\n//"), readerFunc(func(p []byte) (int, error) {
 		if left == 0 {
 			time.Sleep(time.Minute)
 			return 0, io.EOF
 		}
-		n := min(int64(len(p)), left)
-		for i := range p[:n] {
-			p[i] = '\n'
-		}
+		n := copy(p, comment[:min(left, len(comment))])
 		left -= n
-		return int(n), nil
+		return n, nil
 	}))
 	return &goproxy.Blob{ReadCloser: io.NopCloser(body), SizeBytes: -1}, nil
 }
@@ -47,7 +45,7 @@ func (s *largeMods) Mod(context.Context, module.Version) (*goproxy.Blob, error) 
 // However many hosts send large go.mod files at once, the bytes of them that are held are
 // bounded. Who asks for one more is told to come again, and gets it.
 func TestModMemory(t *testing.T) {
-	s := &largeMods{bytes: 8 << 20}
+	s := &largeMods{size: 8 << 20}
 	inBubble(t, memory.New(0, nil), options(s), func(t *testing.T, c *Crawler) {
 		var wg sync.WaitGroup
 		var refused atomic.Int64
