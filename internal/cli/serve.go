@@ -248,7 +248,7 @@ func (p *process) addCrawler() error {
 	}
 	// Upstream proxies, the checksum database, feeds and catalogs are where the operator says.
 	upstream := remote.Named(&http.Transport{
-		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: cfg.Workers,
+		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: cfg.Workers, MaxIdleConns: 2 * cfg.Workers,
 		ResponseHeaderTimeout: cfg.UpstreamTimeout, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
 		DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
 	})

@@ -185,12 +185,16 @@ func (repo *Repo) Context(ctx context.Context) context.Context {
 	return context.WithValue(ctx, openKey{}, true)
 }
 
+// maxIdle is how many connections are kept open for another request, to all hosts: each takes
+// some 40 KB, and the names of a stranger's hosts have no end.
+const maxIdle = 256
+
 // transport has two: a connection to a host at any address, which the operator named, is
 // none for whoever a stranger sent there.
 func (r *Remote) transport() http.RoundTripper {
 	newTransport := func(free bool) *http.Transport {
 		return &http.Transport{
-			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second,
+			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 8, MaxIdleConns: maxIdle, IdleConnTimeout: 90 * time.Second,
 			TLSHandshakeTimeout: dialTimeout, MaxResponseHeaderBytes: 64 << 10, ResponseHeaderTimeout: headerTimeout,
 			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 				// The address is looked at after the name was resolved: a name that resolves to

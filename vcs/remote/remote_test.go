@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -252,6 +254,50 @@ func TestDiscover(t *testing.T) {
 	<-ctx.Done()
 	if _, err := r.Discover(ctx, "mod.example.org/late"); err == nil {
 		t.Error("a request whose time is over was answered")
+	}
+}
+
+// dialed counts the connections that are open.
+type dialed struct {
+	net.Conn
+	close func()
+}
+
+func (d *dialed) Close() error {
+	d.close()
+	return d.Conn.Close()
+}
+
+// However many hosts are asked, only so many connections are kept.
+func TestIdleConnections(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") }))
+	t.Cleanup(srv.Close)
+	var open atomic.Int64
+	r := newRemote(t, Options{Insecure: "*", Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, srv.Listener.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		open.Add(1)
+		return &dialed{c, sync.OnceFunc(func() { open.Add(-1) })}, nil
+	}})
+	ctx := (&Repo{Insecure: true}).Context(t.Context())
+	for i := range maxIdle + 200 {
+		req, err := http.NewRequestWithContext(ctx, "GET", fmt.Sprintf("http://h%d.example.org/", i), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := r.HTTP().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	}
+	for end := time.Now().Add(30 * time.Second); open.Load() > maxIdle; time.Sleep(time.Millisecond) { // the last are on their way
+		if time.Now().After(end) {
+			t.Fatalf("%d connections are open", open.Load())
+		}
 	}
 }
 
