@@ -24,6 +24,10 @@ type known struct {
 	TTL    int            `json:"ttl,omitempty"` // seconds
 }
 
+// maxUnpacked bounds the JSON of an answer: one that was kept before goproxy.MaxListBytes was
+// as small as it is can be read.
+const maxUnpacked = 32 << 20
+
 // How long an answer of upstream is remembered when nobody asks for it again.
 const (
 	forgetRefused = time.Hour
@@ -55,7 +59,7 @@ func (s *Store) Known(ctx context.Context, k storage.Key) (*storage.Known, error
 		return nil, err
 	}
 	a := new(storage.Known)
-	return a, json.NewDecoder(io.LimitReader(r, 2*goproxy.MaxListBytes)).Decode(a)
+	return a, json.NewDecoder(io.LimitReader(r, maxUnpacked)).Decode(a)
 }
 
 // SetKnown implements storage.Ledger. The item has its time to live, which begins anew
