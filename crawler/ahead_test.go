@@ -4,6 +4,7 @@ import (
 	"archive/zip"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -354,6 +355,23 @@ func TestCursor(t *testing.T) {
 		return nil
 	}); err != nil {
 		t.Fatal(err)
+	}
+	// A clock that is set back leaves times to come, of nobody, or of who has died.
+	for holder, until := range map[string]time.Duration{"": time.Hour, "dead": time.Hour, "lives": holdFor} {
+		raw, err := s.Load(t.Context(), "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, err := json.Marshal(place[int]{At: 10, Holder: holder, Until: time.Now().Add(until).UTC()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.CompareAndSwap(t.Context(), "k", raw, next); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.hold(t.Context(), func(context.Context) error { return nil }); errors.Is(err, errHeld) != (holder == "lives") {
+			t.Errorf("held by %q for %v: %v", holder, until, err)
+		}
 	}
 }
 

@@ -195,7 +195,7 @@ func (c *Crawler) known(ctx context.Context, k storage.Key, maxAge time.Duration
 	if err != nil {
 		return nil, err
 	}
-	if known.Outdated || time.Since(known.Checked) >= maxAge {
+	if known.Outdated || storage.Age(known.Checked, time.Now()) >= maxAge {
 		return nil, goproxy.NotFound("%s: the answer is old", k)
 	}
 	if err := Refusal(known); err != nil {

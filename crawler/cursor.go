@@ -49,7 +49,9 @@ func (cu *cursor[T]) hold(ctx context.Context, f func(context.Context) error) er
 			return fmt.Errorf("%s: %w", cu.key, err)
 		}
 	}
-	if p.Holder != cu.holder && p.Until.After(time.Now()) {
+	// Longer than anybody holds it is no time that somebody holds it: a clock was set back.
+	left := time.Until(p.Until)
+	if p.Holder != "" && p.Holder != cu.holder && left > 0 && left <= holdFor+storage.ClocksDiffer {
 		return errHeld
 	}
 	cu.kept, cu.at = raw, p.At

@@ -167,7 +167,7 @@ func (c *Crawler) refreshDue(ctx context.Context) error {
 func (c *Crawler) refreshList(ctx context.Context, path string) {
 	k := storage.Key{Path: path, File: storage.FileList}
 	known, err := c.ledger.Known(ctx, k)
-	if err == nil && (known.Outdated || time.Since(known.Checked) >= c.o.Freshness) {
+	if err == nil && (known.Outdated || storage.Age(known.Checked, time.Now()) >= c.o.Freshness) {
 		err = c.bring(ctx, k)
 		if ctx.Err() != nil {
 			return

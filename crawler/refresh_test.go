@@ -177,3 +177,42 @@ func TestWaitForParked(t *testing.T) {
 		}
 	})
 }
+
+// A clock that was an hour ahead, and is set back, leaves answers of an hour to come: lists
+// are asked for again, and what is looked after is looked at.
+func TestClockSetBack(t *testing.T) {
+	var mu sync.Mutex
+	asked := 0
+	o := options(source{list: func(context.Context, string) ([]string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked++
+		return []string{"v1.0.0"}, nil
+	}})
+	o.Ahead = Ahead{Refresh: 24 * time.Hour, MaxStale: 10 * time.Minute, Parallel: 8}
+	s := memory.New(0, nil)
+	inBubble(t, s, o, func(t *testing.T, c *Crawler) {
+		k := storage.Key{Path: "example.com/m", File: storage.FileList}
+		for i, ahead := range []time.Duration{time.Hour, time.Minute} {
+			if err := s.SetKnown(t.Context(), k, &storage.Known{Checked: time.Now().Add(ahead).UTC(), Versions: []string{"v0.9.0"}}); err != nil {
+				t.Fatal(err)
+			}
+			l, err := c.List(t.Context(), k.Path)
+			if want := []string{"v1.0.0", "v0.9.0"}[i]; err != nil || !slices.Equal(l.Versions, []string{want}) {
+				t.Errorf("checked %v from now: %v, %v", ahead, l, err)
+			}
+		}
+		if err := s.SetKnown(t.Context(), k, &storage.Known{Checked: time.Now().Add(24 * time.Hour).UTC()}); err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		before := asked
+		mu.Unlock()
+		time.Sleep(10 * time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
+		if asked == before {
+			t.Error("a list that is looked after was not looked at")
+		}
+	})
+}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"runtime"
 	"sync"
 	"testing"
@@ -121,38 +120,6 @@ func TestListMadeOnce(t *testing.T) {
 			t.Errorf("%d clients have %d lists", len(lists), len(made))
 		}
 	})
-}
-
-// Small files, of which there is room for any number on disk, take memory too: there are only so
-// many, and the last ones stay.
-func TestCacheFiles(t *testing.T) {
-	c, err := openDiskCache(t.TempDir(), 1<<40)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.close()
-	if c.files.most != maxCacheFiles {
-		t.Errorf("%d files at most", c.files.most)
-	}
-	c.files.most = 10
-	for i := range 25 {
-		if err := c.put(fmt.Sprint(i), bytes.NewReader([]byte("x")), 1, time.Time{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	found, err := os.ReadDir(c.dir)
-	if err != nil || len(found) != 10+1 { // and lockName
-		t.Errorf("%d files, %v", len(found), err)
-	}
-	for i := range 25 {
-		b := c.get(fmt.Sprint(i))
-		if (b != nil) != (i >= 15) {
-			t.Errorf("file %d is kept: %v", i, b != nil)
-		}
-		if b != nil {
-			b.Close()
-		}
-	}
 }
 
 // What the cache in memory keeps takes about as much as it may.

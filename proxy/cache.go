@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -25,7 +26,7 @@ import (
 type lru[K comparable, V any] struct {
 	mu       sync.Mutex
 	max      int64
-	most     int // entries; 0: any number
+	most     int // entries; 0: as many as there is room for
 	used     int64
 	reserved int64
 	order    *list.List // front: used last
@@ -56,9 +57,13 @@ func (c *lru[K, V]) get(k K) (v V, ok bool) {
 
 // put adds or replaces; what was used least lately makes room. Something larger
 // than the whole cache is not kept.
-func (c *lru[K, V]) put(k K, v V, bytes int64) {
+func (c *lru[K, V]) put(k K, v V, bytes int64) { c.fill(k, v, bytes, 0) }
+
+// fill is put of something for which room was reserved, that is given back in the same step.
+func (c *lru[K, V]) fill(k K, v V, bytes, reserved int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.reserved -= reserved
 	if bytes > c.max {
 		return
 	}
@@ -116,15 +121,17 @@ func (c *lru[K, V]) removeElement(e *list.Element) {
 	}
 }
 
-// removeOldest removes what was used least lately; false: there is nothing.
-func (c *lru[K, V]) removeOldest() bool {
+// clear removes all of which that is true.
+func (c *lru[K, V]) clear(which func(V) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.order.Len() == 0 {
-		return false
+	for e := c.order.Back(); e != nil; {
+		next := e.Prev()
+		if which(e.Value.(*lruEntry[K, V]).value) {
+			c.removeElement(e)
+		}
+		e = next
 	}
-	c.removeElement(c.order.Back())
-	return true
 }
 
 func (c *lru[K, V]) bytes() int64 {
@@ -140,16 +147,33 @@ func onDisk(sizeBytes int64) int64 {
 	return (sizeBytes+block-1)/block*block + entry
 }
 
+// maxFiles bounds what the disk cache's index takes of memory, 50 MB or so. Answers of a
+// checksum database, which are small, may be millions before they fill a disk.
+const maxFiles = 200_000
+
 // diskCache keeps files in a folder, bounded in bytes of the disk and disposable: whatever
 // is in it can be had again, and the folder may be emptied while it is used. The time of a
-// file is the time of its content. Other files in the folder are left alone.
+// file is the time of its content. Its name has its size: a machine that loses its power may
+// keep a name and not all that was written. Other files in the folder are left alone.
 type diskCache struct {
 	dir   string
 	lock  *flock.Flock
-	files *lru[string, struct{}] // by file name
+	files *lru[string, cached] // by the hash of the key
 }
 
-// Names in the folder besides those of the files, which are hashes.
+// cached is a file of the disk cache; its name says so much.
+type cached struct {
+	sizeBytes int64
+	sumdb     bool // a checksum database's answer: it is never deleted in storage
+}
+
+// sumdbPrefix begins the keys of a checksum database's answers. No module path does: its first
+// element has a dot.
+const sumdbPrefix = "sumdb/"
+
+func isDeletable(f cached) bool { return !f.sumdb }
+
+// Names in the folder besides those of the files.
 const (
 	tempPrefix = "tmp-"
 	lockName   = "lock"   // held by the one process that uses the folder
@@ -160,12 +184,6 @@ const (
 type cacheError struct{ err error }
 
 func (e cacheError) Error() string { return "cache: " + e.err.Error() }
-
-// maxCacheFiles bounds the memory that it takes to know the files: some 210 bytes for each, and
-// 500 for a moment when the folder is taken over. Most zips are larger than what this leaves
-// for one of cache-max-bytes; the answers of a checksum database are small, and anybody may
-// ask for millions.
-const maxCacheFiles = 200_000
 
 // openDiskCache takes over what a former process left in dir.
 func openDiskCache(dir string, maxBytes int64) (*diskCache, error) {
@@ -178,38 +196,65 @@ func openDiskCache(dir string, maxBytes int64) (*diskCache, error) {
 	} else if !ok {
 		return nil, fmt.Errorf("cache: folder %s is used by another process: give each proxy a cache-dir of its own", dir)
 	}
-	c.files = newLRU(maxBytes, func(name string, _ struct{}) { os.Remove(filepath.Join(dir, name)) })
-	c.files.most = maxCacheFiles
-	found, err := os.ReadDir(dir)
+	c.files = newLRU(maxBytes, func(hash string, f cached) { os.Remove(c.name(hash, f)) })
+	c.files.most = maxFiles
+	folder, err := os.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("cache: %w", err)
 	}
-	var left []os.FileInfo
-	for _, f := range found {
-		if strings.HasPrefix(f.Name(), tempPrefix) {
-			os.Remove(filepath.Join(dir, f.Name())) // half a file
-		} else if info, err := f.Info(); err == nil && isFileName(f.Name()) && info.Mode().IsRegular() {
-			left = append(left, info)
+	defer folder.Close()
+	type entry struct {
+		hash string
+		file cached
+		time time.Time
+	}
+	var left []entry
+	var gone []string
+	for {
+		found, err := folder.ReadDir(1000)
+		for _, f := range found {
+			if strings.HasPrefix(f.Name(), tempPrefix) {
+				gone = append(gone, f.Name()) // half a file
+			} else if info, err := f.Info(); err == nil && isFileName(f.Name()) && info.Mode().IsRegular() {
+				hash, _, _ := strings.Cut(f.Name(), ".")
+				file := cached{info.Size(), strings.HasSuffix(f.Name(), sumdbSuffix)}
+				if f.Name() == filepath.Base(c.name(hash, file)) && onDisk(info.Size()) <= maxBytes {
+					left = append(left, entry{strings.Clone(hash), file, info.ModTime()})
+				} else {
+					gone = append(gone, f.Name()) // not whole, or too large, or of a version that kept no sizes
+				}
+			}
+		}
+		if err == io.EOF {
+			break
+		} else if err != nil {
+			return nil, fmt.Errorf("cache: %w", err)
 		}
 	}
-	slices.SortFunc(left, func(a, b os.FileInfo) int { return a.ModTime().Compare(b.ModTime()) })
+	for _, name := range gone {
+		os.Remove(filepath.Join(dir, name))
+	}
+	slices.SortFunc(left, func(a, b entry) int { return a.time.Compare(b.time) })
 	for _, f := range left {
-		if onDisk(f.Size()) > maxBytes {
-			os.Remove(filepath.Join(dir, f.Name()))
-		}
-		c.files.put(f.Name(), struct{}{}, onDisk(f.Size()))
+		c.files.remove(f.hash) // there is one at most of a key
+		c.files.put(f.hash, f.file, onDisk(f.file.sizeBytes))
 	}
 	return c, nil
 }
 
+const sumdbSuffix = ".sumdb"
+
+// name is where a file is.
+func (c *diskCache) name(hash string, f cached) string {
+	name := hash + "." + strconv.FormatInt(f.sizeBytes, 10)
+	if f.sumdb {
+		name += sumdbSuffix
+	}
+	return filepath.Join(c.dir, name)
+}
+
 // close lets another process have the folder.
 func (c *diskCache) close() error { return c.lock.Close() }
-
-// clear forgets all.
-func (c *diskCache) clear() {
-	for c.files.removeOldest() {
-	}
-}
 
 // seen is when saw was called last, by any process; the zero time: never.
 func (c *diskCache) seen() time.Time {
@@ -230,30 +275,34 @@ func (c *diskCache) saw(now time.Time) error {
 	return err
 }
 
-func fileName(key string) string {
+func hashOf(key string) string {
 	sum := sha256.Sum256([]byte(key))
 	return hex.EncodeToString(sum[:])
 }
 
+// isFileName: a hash, and perhaps a size.
 func isFileName(name string) bool {
-	_, err := hex.DecodeString(name)
-	return err == nil && len(name) == 2*sha256.Size
+	hash, _, _ := strings.Cut(name, ".")
+	_, err := hex.DecodeString(hash)
+	return err == nil && len(hash) == 2*sha256.Size
 }
 
-// get opens the file kept for key; nil when there is none.
+// get opens the file kept for key; nil when there is none, or not all of it.
 func (c *diskCache) get(key string) *goproxy.Blob {
-	name := fileName(key)
-	if _, ok := c.files.get(name); !ok {
+	hash := hashOf(key)
+	file, ok := c.files.get(hash)
+	if !ok {
 		return nil
 	}
-	f, err := os.Open(filepath.Join(c.dir, name))
+	f, err := os.Open(c.name(hash, file))
 	if err != nil {
-		c.files.remove(name)
+		c.files.remove(hash)
 		return nil
 	}
 	st, err := f.Stat()
-	if err != nil {
+	if err != nil || st.Size() != file.sizeBytes {
 		f.Close()
+		c.files.remove(hash)
 		return nil
 	}
 	return &goproxy.Blob{ReadCloser: f, SizeBytes: st.Size(), ModTime: st.ModTime()}
@@ -262,10 +311,11 @@ func (c *diskCache) get(key string) *goproxy.Blob {
 // put reads r, which has size bytes, to its end and keeps it. Room for it is made before.
 // An error is a cacheError, or r's.
 func (c *diskCache) put(key string, r io.Reader, size int64, modTime time.Time) error {
-	if size < 0 || !c.files.reserve(onDisk(size)) {
+	reserved := onDisk(max(0, size))
+	if size < 0 || !c.files.reserve(reserved) {
 		return cacheError{fmt.Errorf("there is no room for %d bytes", size)}
 	}
-	defer c.files.release(onDisk(size))
+	defer func() { c.files.release(reserved) }()
 	tmp, err := c.temp()
 	if err != nil {
 		return cacheError{err}
@@ -289,11 +339,15 @@ func (c *diskCache) put(key string, r io.Reader, size int64, modTime time.Time) 
 			return cacheError{err}
 		}
 	}
-	name := fileName(key)
-	if err := os.Rename(tmp.Name(), filepath.Join(c.dir, name)); err != nil {
+	hash, file := hashOf(key), cached{size, strings.HasPrefix(key, sumdbPrefix)}
+	if err := os.Rename(tmp.Name(), c.name(hash, file)); err != nil {
 		return cacheError{err}
 	}
-	c.files.put(name, struct{}{}, onDisk(n))
+	if old, ok := c.files.get(hash); ok && old != file {
+		c.files.remove(hash) // it has another name
+	}
+	c.files.fill(hash, file, reserved, reserved)
+	reserved = 0
 	return nil
 }
 
@@ -320,4 +374,4 @@ func (w *diskWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func (c *diskCache) remove(key string) { c.files.remove(fileName(key)) }
+func (c *diskCache) remove(key string) { c.files.remove(hashOf(key)) }

@@ -194,13 +194,91 @@ func TestCacheBound(t *testing.T) {
 	if sum > bound+2*onDisk(0) || c.files.bytes() > bound { // the two: lock, and looked
 		t.Errorf("%d bytes in the folder, %d counted", sum, c.files.bytes())
 	}
+	if c.get("slow") == nil || c.get("second") == nil {
+		t.Error("of two files that fit, one had to go")
+	}
 	for size, reader := range map[int64]string{-1: "abc", 2 * bound: "abc", 5: "abc"} {
 		if err := c.put("odd", strings.NewReader(reader), size, time.Time{}); err == nil || c.get("odd") != nil {
 			t.Errorf("size %d of %q was kept: %v", size, reader, err)
 		}
 	}
+	const large = 8000 // more than half of the bound
+	if err := c.put("large", strings.NewReader(strings.Repeat("x", large)), large, time.Time{}); err != nil || c.get("large") == nil {
+		t.Errorf("one that fits alone was not kept: %v", err)
+	}
 	if c.files.reserved != 0 {
 		t.Errorf("%d bytes are still reserved", c.files.reserved)
+	}
+}
+
+// The files of a cache are so many at most, however small they are, also after a start.
+func TestCacheManyFiles(t *testing.T) {
+	dir := t.TempDir()
+	for most := 5; most > 2; most -= 2 {
+		c, err := openDiskCache(dir, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.files.most != maxFiles {
+			t.Errorf("%d files at most", c.files.most)
+		}
+		c.files.most = most
+		for i := range 9 {
+			if err := c.put(fmt.Sprint("key", i), strings.NewReader("x"), 1, time.Unix(int64(i), 0)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		files, err := filepath.Glob(filepath.Join(dir, "*.1"))
+		if err != nil || len(files) != most || c.get("key8") == nil || c.get("key0") != nil {
+			t.Errorf("%d files of %d at most, %v", len(files), most, err)
+		}
+		c.close()
+	}
+}
+
+// A file of which not all is there, since its machine has lost power, is none; also while
+// the cache is open. Nor is one of a version that kept no sizes.
+func TestCacheDamaged(t *testing.T) {
+	dir := t.TempDir()
+	c, err := openDiskCache(dir, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"whole", "cut", "empty", "cut later", "changed", "changed"} {
+		content := strings.Repeat(key, 1+len(c.files.entries)) // the second "changed" has another size
+		if err := c.put(key, strings.NewReader(content), int64(len(content)), time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cut := func(key string, size int64) {
+		t.Helper()
+		names, err := filepath.Glob(filepath.Join(dir, hashOf(key)+"*"))
+		if err != nil || len(names) != 1 {
+			t.Fatalf("%s: %q, %v", key, names, err)
+		}
+		if err := os.Truncate(names[0], size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cut("cut later", 3)
+	if c.get("cut later") != nil {
+		t.Error("half a file is served")
+	}
+	cut("cut", 3)
+	cut("empty", 0)
+	if err := os.WriteFile(filepath.Join(dir, hashOf("old")), []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.close()
+	if c, err = openDiskCache(dir, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	for key, want := range map[string]bool{"whole": true, "changed": true, "cut": false, "empty": false, "cut later": false, "old": false} {
+		names, err := filepath.Glob(filepath.Join(dir, hashOf(key)+"*"))
+		if b := c.get(key); (b != nil) != want || (len(names) == 1) != want || err != nil {
+			t.Errorf("%s: served %v, files %q, %v", key, b != nil, names, err)
+		}
 	}
 }
 
@@ -299,6 +377,133 @@ func TestDeletionSeenEarly(t *testing.T) {
 			t.Error("after a day off, what may be deleted is served")
 		}
 	})
+}
+
+// A version that was deleted and is put again is cached as any other, once nobody can have
+// read it in between; until another is deleted, and after that.
+func TestDeletedAndKeptAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Offline)
+		v, other := b.put(modPath, "v1.0.0"), b.put(modPath, "v1.1.0")
+		k := storage.Key{Path: modPath, Query: "v1.0.0", File: storage.FileZip}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		go b.Run(ctx, 20*time.Second)
+		for _, m := range []module.Version{v.Version, other.Version} {
+			if err := b.store.Delete(ctx, m); err != nil {
+				t.Fatal(err)
+			}
+			if m == v.Version {
+				b.put(modPath, "v1.0.0")
+			}
+			time.Sleep(5 * time.Minute)
+			if _, err := b.Zip(ctx, v.Version); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if b.disk.get(k.String()) == nil {
+				t.Errorf("after %s was deleted the zip is dropped from the cache again and again", m)
+			}
+		}
+		if err := b.store.Delete(ctx, v.Version); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(21 * time.Second)
+		synctest.Wait()
+		if _, err := b.Zip(ctx, v.Version); err == nil {
+			t.Error("what is deleted a second time is served")
+		}
+	})
+}
+
+// A proxy that could not look for deletions for longer than they are told of trusts
+// nothing that it has.
+func TestDeletionNeverSeen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Offline)
+		v, other := b.put(modPath, "v1.0.0"), b.put(modPath, "v1.1.0")
+		store := &deletionsAway{Store: b.store}
+		b.Proxy.store = store
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		go b.Run(ctx, 20*time.Second)
+		served := func() (n int) {
+			if _, err := b.Zip(ctx, v.Version); err == nil {
+				n++
+			}
+			if _, err := b.Mod(ctx, v.Version); err == nil {
+				n++
+			}
+			return n
+		}
+		if n := served(); n != 2 {
+			t.Fatalf("%d of 2", n)
+		}
+		time.Sleep(time.Second)
+		store.away.Store(true)
+		if err := b.store.Delete(ctx, v.Version); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * storage.TombstoneTTL)
+		if err := b.store.Delete(ctx, other.Version); err != nil { // the older tombstone goes
+			t.Fatal(err)
+		}
+		if n := served(); n != 2 {
+			t.Errorf("with storage away %d of 2 are served that the caches have", n)
+		}
+		store.away.Store(false)
+		time.Sleep(21 * time.Second)
+		synctest.Wait()
+		if n := served(); n != 0 {
+			t.Errorf("%d files of a version are served that was deleted three days ago", n)
+		}
+	})
+}
+
+// A proxy that was off for longer than deletions are told of has what was never stored, and
+// so cannot have been deleted: with upstream gone nobody else has it.
+func TestSumDBAfterADayOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Fallback)
+		v := b.put(modPath, "v1.0.0")
+		const lookup = "/sumdb/sum.golang.org/lookup/example.com/m@v1.0.0"
+		if w := b.get(lookup); w.Code != 200 {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+		if _, err := b.Zip(t.Context(), v.Version); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(b.disk.saw(time.Now()), b.Close()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(storage.TombstoneTTL)
+		p, err := New(b.store, b.store, b.up, b.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Proxy = p
+		b.up.set(goproxy.Errorf(502, "down"), 0)
+		if w := b.get(lookup); w.Code != 200 {
+			t.Errorf("a lookup: %d %s", w.Code, w.Body)
+		}
+		if b.disk.get(storage.Key{Path: modPath, Query: "v1.0.0", File: storage.FileZip}.String()) != nil {
+			t.Error("a zip that may be deleted is served")
+		}
+	})
+}
+
+// deletionsAway is a store that can be away for who asks for deletions.
+type deletionsAway struct {
+	storage.Store
+	away atomic.Bool
+}
+
+func (s *deletionsAway) Deleted(ctx context.Context, since time.Time, limit int) ([]storage.IndexEntry, error) {
+	if s.away.Load() {
+		return nil, goproxy.Errorf(502, "away")
+	}
+	return s.Store.Deleted(ctx, since, limit)
 }
 
 // zipsGo is a store whose zips can go.

@@ -9,21 +9,46 @@ import (
 	"github.com/athensctl/athensctl/storage"
 )
 
-// deletionsOverlap is how long a deletion is looked at again and again: what read a
-// version while it was deleted may have cached it after the first time.
-const deletionsOverlap = 2 * time.Minute
+const (
+	// deletionsOverlap is how long a deletion is looked at again and again: what read a
+	// version while it was deleted may have cached it after the first time.
+	deletionsOverlap = 2 * time.Minute
+	// deletionsKnown is how long the caches are good without a look: after it there may be
+	// deletions that storage tells of no more.
+	deletionsKnown = storage.TombstoneTTL - time.Hour
+)
 
 // Run drops what was deleted in storage from the caches, until ctx ends. It
 // looks every interval, which must be well below a minute.
 func (p *Proxy) Run(ctx context.Context, interval time.Duration) {
-	since := time.Now().Add(-storage.TombstoneTTL)
+	start := time.Now()
+	since := start.Add(-storage.TombstoneTTL)
+	looked := p.disk.seen()
+	if start.Sub(looked) > deletionsKnown {
+		looked = start.Round(0) // New has emptied the cache
+	}
+	var newest, found time.Time // the last deletion, and when it was seen first
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		now := time.Now()
 		last, err := p.forgetDeleted(ctx, since)
 		if err == nil {
-			since = last.Add(-deletionsOverlap)
+			if now.Sub(looked) > deletionsKnown { // storage was away, or this machine slept
+				p.o.Log.Warn("the caches are emptied: there may have been deletions that nobody tells of any more", "last", looked)
+				p.forgetAll()
+			}
+			looked = now.Round(0) // by the clock, which goes on while a machine sleeps
+			if last.After(newest) {
+				newest, found = last, now
+			}
+			switch {
+			case newest.IsZero():
+			case now.Sub(found) > deletionsOverlap:
+				since = newest.Add(time.Microsecond)
+			default:
+				since = newest.Add(-deletionsOverlap)
+			}
 			if err := p.disk.saw(now); err != nil {
 				p.o.Log.Warn("the cache's folder cannot be written", "err", err)
 			}
@@ -38,10 +63,10 @@ func (p *Proxy) Run(ctx context.Context, interval time.Duration) {
 	}
 }
 
-// forgetDeleted drops what was deleted at or after since, and returns the time of the last.
+// forgetDeleted drops what was deleted at or after since, and returns the time of the last;
+// zero: there is none.
 func (p *Proxy) forgetDeleted(ctx context.Context, since time.Time) (last time.Time, err error) {
 	const page = 1000
-	last = since.Add(deletionsOverlap)
 	for {
 		one, cancel := context.WithTimeout(ctx, deletionsTimeout)
 		deleted, err := p.store.Deleted(one, since, page)
@@ -52,9 +77,7 @@ func (p *Proxy) forgetDeleted(ctx context.Context, since time.Time) (last time.T
 		for _, d := range deleted {
 			p.Forget(module.Version{Path: d.Path, Version: d.Version})
 			since = d.Timestamp.Add(time.Microsecond)
-			if d.Timestamp.After(last) {
-				last = d.Timestamp
-			}
+			last = d.Timestamp
 		}
 		if len(deleted) < page {
 			return last, nil
@@ -73,4 +96,11 @@ func (p *Proxy) Forget(m module.Version) {
 		p.disk.remove(k.String())
 	}
 	p.memory.remove(storage.Key{Path: m.Path, File: storage.FileList})
+}
+
+// forgetAll empties the caches of all that can be deleted.
+func (p *Proxy) forgetAll() {
+	p.generation.Add(1)
+	p.memory.clear(func(any) bool { return true })
+	p.disk.files.clear(isDeletable)
 }

@@ -18,22 +18,13 @@ import (
 // waiting.
 func (p *Proxy) fetch(ctx context.Context, k storage.Key, get func(context.Context, goproxy.Source) (any, error)) (v any, tier string, err error) {
 	if v, ok := p.memory.get(k); ok {
-		if r, ok := v.(*refusal); ok && time.Since(r.checked) < p.o.Freshness && p.o.Mode != Offline {
+		if r, ok := v.(*refusal); ok && storage.Age(r.checked, time.Now()) < p.o.Freshness && p.o.Mode != Offline {
 			return nil, fromMemory, r.err
 		}
 	}
 	v, tier, err = p.share(ctx, "kept "+k.String(), k, func(ctx context.Context) (any, string, error) {
 		return p.keep(ctx, k, fromStorage, func(ctx context.Context) (any, error) {
-			v, err := get(ctx, p.store)
-			for end := time.Now().Add(min(storageWait, p.o.FetchTimeout)); isAway(ctx, err); {
-				pause := max(storagePause, retryAfter(err))
-				if time.Now().Add(pause).After(end) {
-					break
-				}
-				time.Sleep(pause)
-				v, err = get(ctx, p.store)
-			}
-			return v, err
+			return whenBack(ctx, p.o.FetchTimeout, func() (any, error) { return get(ctx, p.store) })
 		})
 	})
 	switch {
@@ -90,6 +81,24 @@ const (
 	storageWait  = 20 * time.Second
 	storagePause = 250 * time.Millisecond
 )
+
+// whenBack is get, which asks storage, once storage is there.
+func whenBack[T any](ctx context.Context, fetchTimeout time.Duration, get func() (T, error)) (T, error) {
+	v, err := get()
+	for end := time.Now().Add(min(storageWait, fetchTimeout)); isAway(ctx, err); {
+		pause := max(storagePause, retryAfter(err))
+		if time.Now().Add(pause).After(end) {
+			break
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return v, err
+		}
+		v, err = get()
+	}
+	return v, err
+}
 
 // isAway: storage has not answered, which says nothing of what it keeps.
 func isAway(ctx context.Context, err error) bool {

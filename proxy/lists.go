@@ -35,12 +35,9 @@ func (p *Proxy) List(ctx context.Context, path string) (*goproxy.VersionList, er
 	if !p.mayFetch(ctx) {
 		ctx, cancel := context.WithTimeout(ctx, p.o.FetchTimeout)
 		defer cancel()
-		list, err := p.store.List(ctx, path)
-		if err == nil {
+		list, err := whenBack(ctx, p.o.FetchTimeout, func() (*goproxy.VersionList, error) { return p.kept(ctx, k) })
+		if err == nil || isRefusal(err) {
 			p.metrics.answered(ctx, start, fromStorage, k.File)
-			if !p.isKept(ctx, list, path) {
-				return nil, notKept(k)
-			}
 		}
 		return list, err
 	}
@@ -49,7 +46,7 @@ func (p *Proxy) List(ctx context.Context, path string) (*goproxy.VersionList, er
 		if p.o.Mode == Fallback && mayFallBack(err) {
 			ctx, cancel := context.WithTimeout(ctx, keptWait)
 			defer cancel()
-			if list, keptErr := p.store.List(ctx, path); keptErr == nil && p.isKept(ctx, list, path) {
+			if list, keptErr := p.kept(ctx, k); keptErr == nil {
 				p.metrics.answered(ctx, start, fromOld, k.File)
 				list.Stale = true
 				return list, nil
@@ -73,7 +70,7 @@ func (p *Proxy) resolveQuery(ctx context.Context, start time.Time, k storage.Key
 	if !p.mayFetch(ctx) {
 		ctx, cancel := context.WithTimeout(ctx, p.o.FetchTimeout)
 		defer cancel()
-		info, err := p.store.Resolve(ctx, k.Path, k.Query)
+		info, err := whenBack(ctx, p.o.FetchTimeout, func() (*goproxy.Info, error) { return p.store.Resolve(ctx, k.Path, k.Query) })
 		if err == nil || isRefusal(err) {
 			p.metrics.answered(ctx, start, fromStorage, k.File)
 		}
@@ -107,14 +104,19 @@ func (p *Proxy) resolveQuery(ctx context.Context, start time.Time, k storage.Key
 // asked: what is in front of a proxy gives up after 60 s, of which FetchTimeout has 50.
 const keptWait = 5 * time.Second
 
-// isKept reports whether any version of a module is kept. One of which only
-// pseudo-versions are has an empty list, where the go command goes on to @latest.
-func (p *Proxy) isKept(ctx context.Context, list *goproxy.VersionList, path string) bool {
-	if len(list.Versions) > 0 {
-		return true
+// kept is the list of what storage keeps of a module: not found, where that is nothing. One
+// of which only pseudo-versions are kept has an empty list, where the go command goes on to
+// @latest.
+func (p *Proxy) kept(ctx context.Context, k storage.Key) (*goproxy.VersionList, error) {
+	list, err := p.store.List(ctx, k.Path)
+	if err != nil || len(list.Versions) > 0 {
+		return list, err
 	}
-	_, err := p.store.Resolve(ctx, path, goproxy.Latest)
-	return err == nil
+	_, err = p.store.Resolve(ctx, k.Path, goproxy.Latest)
+	if goproxy.IsAbsent(err) {
+		return nil, notKept(k)
+	}
+	return list, err
 }
 
 // mayFallBack: upstream failed, or has no such thing, which what is kept contradicts (a
@@ -135,7 +137,7 @@ func (p *Proxy) current(ctx context.Context, now time.Time, k storage.Key) (a *c
 		a, _ = v.(*changing)
 	}
 	tier = fromMemory
-	if a == nil || a.outdated || now.Sub(a.looked) >= p.o.ListRemember || now.Sub(a.checked) >= p.o.Freshness {
+	if a == nil || a.outdated || now.Sub(a.looked) >= p.o.ListRemember || storage.Age(a.checked, now) >= p.o.Freshness {
 		// Another proxy, or a push, may have had it refreshed, or have made it old.
 		if known := p.fromLedger(ctx, k); known != nil && (a == nil || !known.checked.Equal(a.checked) || a.looked != known.looked) {
 			a, tier = known, fromStorage
@@ -144,7 +146,7 @@ func (p *Proxy) current(ctx context.Context, now time.Time, k storage.Key) (a *c
 	}
 	age := time.Duration(0)
 	if a != nil {
-		age = now.Sub(a.checked)
+		age = storage.Age(a.checked, now)
 	}
 	switch {
 	case a == nil || a.err != nil && age >= p.o.Freshness:

@@ -257,6 +257,93 @@ func TestOffline(t *testing.T) {
 	})
 }
 
+// restarting is a store that is away until some time.
+type restarting struct {
+	storage.Store
+	lists, resolves time.Time
+}
+
+func (r restarting) List(ctx context.Context, path string) (*goproxy.VersionList, error) {
+	if time.Now().Before(r.lists) {
+		return nil, goproxy.Errorf(502, "away")
+	}
+	return r.Store.List(ctx, path)
+}
+
+func (r restarting) Resolve(ctx context.Context, path, query string) (*goproxy.Info, error) {
+	if time.Now().Before(r.resolves) {
+		return nil, goproxy.Errorf(502, "away")
+	}
+	return r.Store.Resolve(ctx, path, query)
+}
+
+// A storage that restarts is waited for where there is nothing else to answer from: for
+// lists too; and it has not said meanwhile that nothing is kept.
+func TestOfflineStorageRestarts(t *testing.T) {
+	const pseudo = "v0.0.0-20240102030405-abcdefabcdef"
+	for _, mode := range []string{Offline, Fallback} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBed(t, mode)
+			ctx := goproxy.WithNoFetch(t.Context())
+			keep(t, b.store, pseudo)
+			away := func(lists, resolves time.Duration) {
+				b.Proxy.store = restarting{b.store, time.Now().Add(lists), time.Now().Add(resolves)}
+			}
+			for _, until := range [][2]time.Duration{{5 * time.Second, 0}, {0, 5 * time.Second}} {
+				away(until[0], until[1])
+				start := time.Now()
+				if l, err := b.List(ctx, modPath); err != nil || len(l.Versions) != 0 || time.Since(start) != 5*time.Second {
+					t.Errorf("%s: %+v, %v after %v", mode, l, err, time.Since(start))
+				}
+			}
+			away(0, 5*time.Second)
+			if i, err := b.Resolve(ctx, modPath, goproxy.Latest); err != nil || i.Version != pseudo {
+				t.Errorf("%s: latest: %+v, %v", mode, i, err)
+			}
+			away(time.Hour, time.Hour)
+			start := time.Now()
+			if _, err := b.List(ctx, modPath); goproxy.Status(err) != 502 || time.Since(start) > storageWait {
+				t.Errorf("%s: one that stays away: %v after %v", mode, err, time.Since(start))
+			}
+		})
+	}
+}
+
+// A clock that was an hour ahead, and is set back, leaves answers of an hour to come: they
+// are as fresh as freshness says from then on, and no fresher.
+func TestClockSetBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, Fallback)
+		k := storage.Key{Path: modPath, File: storage.FileList}
+		known := func(ahead time.Duration) {
+			t.Helper()
+			if err := b.store.SetKnown(t.Context(), k, &storage.Known{Checked: time.Now().Add(ahead).UTC(), Versions: []string{"v0.9.0"}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		known(time.Hour)
+		b.want("of an hour to come", "v1.0.0", false, 0, 1)
+		b.want("then", "v1.0.0", false, 0, 0)
+		time.Sleep(2 * time.Minute)
+		known(time.Minute) // as far as clocks are apart
+		b.want("of another's clock", "v0.9.0", false, 0, 0)
+		known(time.Hour)
+		b.up.set(goproxy.Errorf(502, "down"), 0)
+		time.Sleep(3 * time.Minute)
+		b.want("upstream is down", "v0.9.0", true, 0, 1)
+		// A refusal of a file too.
+		b.up.set(&goproxy.Error{Status: 404, Message: "not found: x", Checked: time.Now().Add(time.Hour).UTC()}, 0)
+		m := module.Version{Path: modPath, Version: "v1.0.0"}
+		if _, err := b.Mod(t.Context(), m); goproxy.Status(err) != 404 {
+			t.Errorf("refused: %v", err)
+		}
+		b.up.set(nil, 0, "v1.0.0")
+		if _, err := b.Mod(t.Context(), m); err != nil {
+			t.Errorf("of an hour to come: %v", err)
+		}
+	})
+}
+
 // hanging is a store that answers no question about a list or a query.
 type hanging struct{ storage.Store }
 

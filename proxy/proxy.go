@@ -79,8 +79,8 @@ func New(store storage.Store, ledger storage.Ledger, crawler goproxy.Source, o O
 	if err != nil {
 		return nil, err
 	}
-	if time.Since(disk.seen()) > storage.TombstoneTTL-time.Hour {
-		disk.clear() // versions were deleted that nobody will tell of any more
+	if time.Since(disk.seen()) > deletionsKnown {
+		disk.files.clear(isDeletable)
 	}
 	p := &Proxy{
 		o: o, store: store, ledger: ledger, crawler: crawler, disk: disk,

@@ -78,7 +78,7 @@ func (p *Proxy) ServeSumDB(s *SumDB) echo.HandlerFunc {
 
 // sumdb returns an answer of a checksum database, and when it was kept.
 func (p *Proxy) sumdb(ctx context.Context, s *SumDB, path string) (b []byte, kept time.Time, err error) {
-	key := "sumdb/" + s.Name + path
+	key := sumdbPrefix + s.Name + path
 	mayFetch := p.o.Mode != Offline && s.Get != nil && !goproxy.NoFetch(ctx)
 	if path != "/latest" || !mayFetch {
 		if b := p.disk.get(key); b != nil {

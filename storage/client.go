@@ -355,6 +355,10 @@ func (c *Client) call(ctx context.Context, method string, q message) (a message,
 		header = readHeader
 	}
 	resp, err := c.do(ctx, http.MethodPost, "/internal/ledger/"+method, header, bytes.NewReader(body))
+	if goproxy.IsAbsent(err) && strings.Contains(err.Error(), noMethod) {
+		// Nothing is said of a module: while versions change, its process is not this one's.
+		return a, goproxy.Busy(5*time.Second, "storage is of another version: %s", err)
+	}
 	if err != nil {
 		return a, err
 	}

@@ -3,6 +3,7 @@ package storage_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,7 +12,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -106,5 +109,97 @@ func TestPutToAnotherReplica(t *testing.T) {
 	}
 	if failed != 1 {
 		t.Error("a stream was sent twice, or was not sent to the replica that is away")
+	}
+}
+
+// A server that does not know a question yet, since versions are changing, says nothing of
+// a module: not that there is none.
+func TestOlderServer(t *testing.T) {
+	store := memory.New(0, nil)
+	e := echo.New()
+	e.HTTPErrorHandler = goproxy.ErrorHandler
+	handle := (&storage.Server{Store: store, Ledger: store, TempDir: t.TempDir()}).Handler()
+	e.Any("/*", func(c echo.Context) error {
+		if u := c.Request().URL; u.Path != "/internal/ledger/known" {
+			u.Path += "-of-later"
+		}
+		return handle(c)
+	})
+	srv := httptest.NewServer(e)
+	defer srv.Close()
+	base, err := url.Parse(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &storage.Client{Client: goproxy.Client{Base: base, HTTP: srv.Client()}}
+	k := storage.Key{Path: "example.com/m", File: storage.FileList}
+	_, startErr := c.Start(t.Context(), storage.Job{Key: k}, "worker", time.Minute)
+	_, deletedErr := c.Deleted(t.Context(), time.Time{}, 1)
+	for what, err := range map[string]error{"start": startErr, "deleted": deletedErr, "drop": c.Drop(t.Context(), k)} {
+		var e *goproxy.Error
+		if !errors.As(err, &e) || e.Status != http.StatusServiceUnavailable || e.RetryAfter <= 0 || goproxy.IsAbsent(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := c.Known(t.Context(), k); !goproxy.IsAbsent(err) {
+		t.Errorf("what is not known: %v", err)
+	}
+}
+
+// Who waits for a job does not keep a process from ending, nor is told that the job has
+// ended: the next process is asked.
+func TestWaitOfAServerThatEnds(t *testing.T) {
+	store := memory.New(0, nil)
+	k := storage.Key{Path: "example.com/m", File: storage.FileList}
+	job, err := store.Start(t.Context(), storage.Job{Key: k}, "worker", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ending, end := context.WithCancel(t.Context())
+	var asked atomic.Int64
+	serve := func(s *storage.Server) http.Handler {
+		e := echo.New()
+		e.HTTPErrorHandler = goproxy.ErrorHandler
+		handle := s.Handler()
+		e.Any("/*", func(c echo.Context) error {
+			asked.Add(1)
+			return handle(c)
+		})
+		return e
+	}
+	first := serve(&storage.Server{Store: store, Ledger: store, Ending: ending})
+	next := serve(&storage.Server{Store: store, Ledger: store})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if ending.Err() == nil {
+			first.ServeHTTP(w, r)
+		} else {
+			next.ServeHTTP(w, r)
+		}
+	}))
+	defer srv.Close()
+	base, err := url.Parse(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &storage.Client{Client: goproxy.Client{Base: base, HTTP: srv.Client()}}
+	waited := make(chan error, 1)
+	go func() { waited <- c.Wait(t.Context(), k) }()
+	until := func(n int64) {
+		t.Helper()
+		// A slice of a Wait, of 20 s, would bring the second question too, but later.
+		for end := time.Now().Add(10 * time.Second); asked.Load() < n; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("asked %d times, want %d", asked.Load(), n)
+			}
+		}
+	}
+	until(1)
+	end()
+	until(2)
+	if err := store.Done(t.Context(), job, goproxy.NotFound("gone")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waited; !goproxy.IsAbsent(err) && err != nil {
+		t.Errorf("waited: %v", err)
 	}
 }

@@ -43,6 +43,9 @@ type Server struct {
 	TempDir string
 	// MaxBodyBytes bounds the body of a save.
 	MaxBodyBytes int64
+	// Ending ends when the process does: who waits for a job is told to ask again, since it
+	// will not end here any more. nil: that never is.
+	Ending context.Context
 
 	checks Checks
 	large  sync.Mutex // held while a .mod file of more than largePart is in memory
@@ -355,6 +358,9 @@ func pointerTo(b []byte) *[]byte {
 	return &b
 }
 
+// noMethod begins what a server says to a question that it does not know.
+const noMethod = "the ledger has no method "
+
 // maxJobs bounds one answer: some MB.
 const maxJobs = 10_000
 
@@ -399,6 +405,9 @@ func (s *Server) rpc(c echo.Context) error {
 	case "wait":
 		slice, cancel := context.WithTimeout(ctx, waitSlice)
 		defer cancel()
+		if s.Ending != nil {
+			defer context.AfterFunc(s.Ending, cancel)()
+		}
 		waited := s.Ledger.Wait(slice, *q.Key)
 		if slice.Err() != nil && ctx.Err() == nil {
 			a.Yes = true
@@ -426,7 +435,7 @@ func (s *Server) rpc(c echo.Context) error {
 	case "deleted":
 		a.Feed, err = s.Store.Deleted(ctx, q.Since, q.Limit)
 	default:
-		return goproxy.NotFound("the ledger has no method %.40q", method)
+		return goproxy.NotFound(noMethod+"%.40q", method)
 	}
 	if err != nil {
 		return err

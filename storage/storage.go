@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"strings"
 	"syscall"
@@ -160,6 +161,20 @@ type Known struct {
 	// RefusedStatus is not 0 when upstream has no such thing, or it can't be had: 404, 410, 403, 501, or 502 where upstream forbids it.
 	RefusedStatus int    `json:",omitempty"`
 	Refused       string `json:",omitempty"` // with RefusedStatus: what was looked for and where
+}
+
+// ClocksDiffer is by how much the clocks of a fleet may be apart.
+const ClocksDiffer = 5 * time.Minute
+
+// Age is how long ago something was said, now. What is still to come, by more than
+// ClocksDiffer, was noted by a clock that has been set back since: nobody knows how old it
+// is, and it is older than anything.
+func Age(said, now time.Time) time.Duration {
+	age := now.Sub(said)
+	if age < -ClocksDiffer {
+		return math.MaxInt64
+	}
+	return age
 }
 
 // Priority orders the queue: a lower number is claimed first.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -119,19 +120,41 @@ func (p *process) close() (err error) {
 const staleTemp = 2 * time.Hour
 
 // tempDir is the folder for files that are being made. What a crash has left there
-// is removed.
+// is removed, now or when nobody can be making it any more.
 func (p *process) tempDir() (string, error) {
 	dir := filepath.Join(p.cfg.DataDir, "spool")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
+	p.work = append(p.work, func(ctx context.Context) {
+		tick := time.NewTicker(staleTemp / 2)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if err := removeStale(dir); err != nil {
+				p.log.Warn("a file that a crash has left", "err", err)
+			}
+		}
+	})
+	return dir, removeStale(dir)
+}
+
+// removeStale removes the files in dir that nobody can be making any more; other processes
+// may do the same.
+func removeStale(dir string) error {
 	left, err := os.ReadDir(dir)
 	for _, f := range left {
 		if info, e := f.Info(); e == nil && time.Since(info.ModTime()) > staleTemp {
-			err = errors.Join(err, os.Remove(filepath.Join(dir, f.Name())))
+			if e := os.Remove(filepath.Join(dir, f.Name())); !errors.Is(e, fs.ErrNotExist) {
+				err = errors.Join(err, e)
+			}
 		}
 	}
-	return dir, err
+	return err
 }
 
 // openStore opens the store that this process has, or the client of another's. The end of
@@ -202,7 +225,7 @@ func (p *process) addStorage(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	srv := &storage.Server{Store: p.store, Ledger: p.ledger, TempDir: tmp, MaxBodyBytes: int64(cfg.MaxBodyBytes)}
+	srv := &storage.Server{Store: p.store, Ledger: p.ledger, TempDir: tmp, MaxBodyBytes: int64(cfg.MaxBodyBytes), Ending: p.servers.Ending()}
 	return p.servers.Listen(serve.Role{
 		Name: "storage", Address: cfg.Address("storage"), Internal: true, Ready: p.storageReady,
 		Routes: func(e *echo.Echo) { e.Any("/*", srv.Handler()) },

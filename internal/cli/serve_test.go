@@ -5,8 +5,12 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/athensctl/athensctl/config"
@@ -59,5 +63,46 @@ func TestStoreOfThePredecessor(t *testing.T) {
 				t.Error(err)
 			}
 		}
+	})
+}
+
+// What a crash has left is removed when nobody can be making it any more, also where the
+// next process starts at once, and lives for long.
+func TestLeftByACrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &process{cfg: &config.Config{DataDir: t.TempDir()}, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+		dir := filepath.Join(p.cfg.DataDir, "spool")
+		leave := func(name string, age time.Duration) {
+			at := time.Now().Add(-age)
+			if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, name), []byte("half"), 0o600), os.Chtimes(filepath.Join(dir, name), at, at)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		leave("fetch-old", staleTemp+time.Minute)
+		leave("fetch-new", time.Minute)
+		if _, err := p.tempDir(); err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		for _, work := range p.work {
+			go work(ctx)
+		}
+		left := func(want ...string) {
+			t.Helper()
+			synctest.Wait()
+			found, err := os.ReadDir(dir)
+			var names []string
+			for _, f := range found {
+				names = append(names, f.Name())
+			}
+			if err != nil || !slices.Equal(names, want) {
+				t.Errorf("after %v: %q, %v; want %q", time.Since(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)), names, err, want)
+			}
+		}
+		left("fetch-new")
+		time.Sleep(staleTemp + time.Hour)
+		leave("fetch-newer", time.Minute)
+		left("fetch-newer")
 	})
 }

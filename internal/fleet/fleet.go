@@ -105,6 +105,8 @@ const (
 	downFor = 5 * time.Second
 	// patience is how long one replica may take to answer what can be asked of another.
 	patience = 10 * time.Second
+	// silentFor is how long a machine may be silent that packets are sent to.
+	silentFor = 30 * time.Second
 	// answerTimeout bounds what has no deadline; a body that is sent does not count.
 	answerTimeout = 2 * time.Minute
 	// streamTimeout bounds what has no deadline and a body that may take as long as it comes: a
@@ -122,7 +124,7 @@ const (
 // whoever asked this process.
 func New(bases []*url.URL, token string) *Transport {
 	t := &Transport{token: token, now: time.Now, http: &tracing.Transport{Fleet: true, Next: &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:           (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second, Control: unacknowledged}).DialContext,
 		MaxIdleConnsPerHost:   256,
 		IdleConnTimeout:       90 * time.Second,
 		ResponseHeaderTimeout: saveTimeout,
@@ -252,7 +254,11 @@ func (t *Transport) ask(r *http.Request, wait time.Duration) (*http.Response, er
 	ctx, cancel := context.WithCancelCause(r.Context())
 	timer := time.AfterFunc(wait, func() { cancel(errNoAnswer) })
 	resp, err := t.http.RoundTrip(r.WithContext(ctx))
-	timer.Stop()
+	if !timer.Stop() && err == nil { // given up as it began: its body is cut
+		resp.Body.Close()
+		err = errNoAnswer
+		cancel(err)
+	}
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errNoAnswer) {
 			err = fmt.Errorf("%s: %w: %v", r.URL.Host, errNoAnswer, wait)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -336,6 +337,27 @@ func TestHangingReplica(t *testing.T) {
 			if err := do(t, t.Context(), slow, "GET", "/x", nil); err != nil || time.Since(start) != patience+25*time.Second {
 				t.Errorf("the only one that is there is slow: %v after %v", err, time.Since(start))
 			}
+		}
+		// One that begins its answer as it is given up gives none.
+		torn := New(parse(t, "http://torn", "http://good"), "")
+		torn.next.Store(1)
+		torn.http = roundTripper(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Host == "good" {
+				return tr.http.RoundTrip(r)
+			}
+			<-r.Context().Done()
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(iotest.ErrReader(r.Context().Err()))}, nil
+		})
+		req, err := http.NewRequestWithContext(t.Context(), "GET", torn.Base().String()+"/x", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := torn.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "good" {
+			t.Errorf("in place of an answer that was cut: %q, %v", body, err)
 		}
 		alone := New(parse(t, "http://hangs"), "")
 		alone.http = tr.http

@@ -56,6 +56,8 @@ type Servers struct {
 	conns    prometheus.Gauge
 	open     atomic.Int64 // as conns
 	draining atomic.Bool
+	ending   context.Context // ends when no connections are accepted any more
+	end      context.CancelFunc
 	list     []server
 }
 
@@ -82,6 +84,7 @@ func New(o Options) *Servers {
 		conns: prometheus.NewGauge(prometheus.GaugeOpts{Name: "athensctl_connections", Help: "Open connections of clients, idle ones too."}),
 	}
 	o.Registry.MustRegister(s.requests, s.bytes, s.refused, s.conns)
+	s.ending, s.end = context.WithCancel(context.Background())
 	return s
 }
 
@@ -97,6 +100,10 @@ type Role struct {
 	// Routes adds the role's routes.
 	Routes func(*echo.Echo)
 }
+
+// Ending ends when Run waits for nothing but requests in flight: those that only wait for
+// something to happen, which may not happen any more, end with it.
+func (s *Servers) Ending() context.Context { return s.ending }
 
 // Listen opens the address of a role; it is served by Run.
 func (s *Servers) Listen(r Role) error {
@@ -196,6 +203,7 @@ func (s *Servers) Run(ctx context.Context) error {
 		s.o.Log.Info("draining", "delay", s.o.DrainDelay, "timeout", s.o.DrainTimeout)
 		time.Sleep(s.o.DrainDelay)
 	}
+	s.end()
 	end, cancel := context.WithTimeout(context.Background(), s.o.DrainTimeout)
 	defer cancel()
 	errs := make([]error, len(s.list))

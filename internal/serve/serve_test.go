@@ -45,9 +45,10 @@ func (b *buffer) String() string {
 
 // site is one role's server that runs until stop.
 type site struct {
-	url  string
-	log  *buffer
-	stop func() error
+	url     string
+	log     *buffer
+	servers *Servers
+	stop    func() error
 }
 
 func run(t *testing.T, r Role, o Options) *site {
@@ -74,7 +75,7 @@ func run(t *testing.T, r Role, o Options) *site {
 	if err := servers.Listen(r); err != nil {
 		t.Fatal(err)
 	}
-	s.url = "http://" + servers.list[0].ln.Addr().String()
+	s.url, s.servers = "http://"+servers.list[0].ln.Addr().String(), servers
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- servers.Run(ctx) }()
@@ -359,6 +360,40 @@ func TestDrain(t *testing.T) {
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// Requests that only wait for something to happen end when they are told, and hold nobody up.
+func TestDrainOfWhoWaits(t *testing.T) {
+	inside := make(chan struct{})
+	ending := make(chan context.Context, 1)
+	s := run(t, Role{Routes: func(e *echo.Echo) {
+		e.GET("/wait", func(c echo.Context) error {
+			ctx := <-ending
+			close(inside)
+			select {
+			case <-ctx.Done():
+				return c.String(200, "ask again")
+			case <-c.Request().Context().Done():
+				return c.Request().Context().Err()
+			}
+		})
+	}}, Options{})
+	ending <- s.servers.Ending()
+	answered := make(chan string, 1)
+	go func() {
+		_, body, _ := get(t, s.url+"/wait")
+		answered <- body
+	}()
+	<-inside
+	if s.servers.Ending().Err() != nil {
+		t.Error("it is ending before it is told to")
+	}
+	if err := s.stop(); err != nil {
+		t.Error(err)
+	}
+	if body := <-answered; body != "ask again" {
+		t.Errorf("answer %q", body)
 	}
 }
 
