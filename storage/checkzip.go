@@ -35,7 +35,7 @@ const maxZipDirectoryBytes = 16 << 20
 const maxZipEntries = 300_000
 
 // largeDirectoryBytes is the directory of some 8,000 files. One of maxZipDirectoryBytes takes
-// some 150 MB while its zip is checked.
+// some 80 MB while its zip is checked.
 const largeDirectoryBytes = 1 << 20
 
 // What is said of a zip that is refused is shown to people, and kept: of so many files, in so
