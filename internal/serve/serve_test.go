@@ -382,8 +382,14 @@ func TestDrainOfWhoWaits(t *testing.T) {
 	ending <- s.servers.Ending()
 	answered := make(chan string, 1)
 	go func() {
-		_, body, _ := get(t, s.url+"/wait")
-		answered <- body
+		resp, err := http.Get(s.url + "/wait")
+		if err != nil {
+			answered <- err.Error()
+			return
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		answered <- string(body)
 	}()
 	<-inside
 	if s.servers.Ending().Err() != nil {
