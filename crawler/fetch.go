@@ -288,6 +288,13 @@ func (c *Crawler) fetchMod(ctx context.Context, m module.Version) error {
 		if err != nil {
 			return nil, err
 		}
+		if b.SizeBytes >= 0 {
+			if err := part.hold(ctx, min(b.SizeBytes, goproxy.MaxModBytes+1)); err != nil {
+				b.Close()
+				return nil, err
+			}
+			return b.ReadAll(goproxy.MaxModBytes)
+		}
 		defer b.Close()
 		return (&goproxy.Blob{ReadCloser: io.NopCloser(readFunc(func(p []byte) (int, error) {
 			n, err := b.Read(p)

@@ -29,7 +29,8 @@ type largeMods struct {
 func (s *largeMods) Mod(context.Context, module.Version) (*goproxy.Blob, error) {
 	comment := bytes.Repeat([]byte("x"), 64<<10)
 	left := s.size
-	body := io.MultiReader(strings.NewReader("module example.com/m\n//"), readerFunc(func(p []byte) (int, error) {
+	const head = "module example.com/m\n//"
+	body := io.MultiReader(strings.NewReader(head), readerFunc(func(p []byte) (int, error) {
 		if left == 0 {
 			time.Sleep(time.Minute)
 			return 0, io.EOF
@@ -38,7 +39,7 @@ func (s *largeMods) Mod(context.Context, module.Version) (*goproxy.Blob, error) 
 		left -= n
 		return n, nil
 	}))
-	return &goproxy.Blob{ReadCloser: io.NopCloser(body), SizeBytes: -1}, nil
+	return &goproxy.Blob{ReadCloser: io.NopCloser(body), SizeBytes: int64(len(head) + s.size)}, nil
 }
 
 // However many hosts send large go.mod files at once, the bytes of them that are held are

@@ -208,8 +208,8 @@ func (b *Blob) ReadAll(limit int64) ([]byte, error) {
 
 type memoryKey struct{}
 
-// WithMemory has a Source tell take of the bytes of a list, before it holds them: as they
-// come, and how many more. An error of take is that of the Source. A Source that bounds its
+// WithMemory has a Source tell take of the bytes of a list, before it holds them: of all where
+// it is said how many they are, else as they come, and how many more. An error of take is that of the Source. A Source that bounds its
 // memory itself may ignore it.
 func WithMemory(ctx context.Context, take func(bytes int64) error) context.Context {
 	return context.WithValue(ctx, memoryKey{}, take)
@@ -218,7 +218,7 @@ func WithMemory(ctx context.Context, take func(bytes int64) error) context.Conte
 // counted is b, of which WithMemory's take is told.
 func counted(ctx context.Context, b *Blob) *Blob {
 	if take, ok := ctx.Value(memoryKey{}).(func(int64) error); ok {
-		b.ReadCloser = &takingReader{b.ReadCloser, take}
+		b.ReadCloser = &takingReader{b.ReadCloser, take, min(b.SizeBytes, MaxListBytes+1)}
 	}
 	return b
 }
@@ -226,12 +226,21 @@ func counted(ctx context.Context, b *Blob) *Blob {
 type takingReader struct {
 	io.ReadCloser
 	take func(int64) error
+	size int64 // to be taken before the first byte; below 0: not known
 }
 
 func (r *takingReader) Read(p []byte) (int, error) {
+	if r.size > 0 {
+		if err := r.take(r.size); err != nil {
+			return 0, err
+		}
+		r.size = 0
+	}
 	n, err := r.ReadCloser.Read(p)
-	if e := r.take(int64(n)); e != nil {
-		return 0, e
+	if r.size < 0 {
+		if e := r.take(int64(n)); e != nil {
+			return 0, e
+		}
 	}
 	return n, err
 }

@@ -280,21 +280,6 @@ func TestHostileMemory(t *testing.T) {
 			tree, _ := p.add(2, entry(folders, "100644", "go.mod", mod))
 			return &hostileRepo{head: fmt.Sprintf("%x", p.commit(tree, "", "x")), pack: p}
 		}},
-		{"many folders", "more than|used up", "zip", func(t *testing.T) *hostileRepo {
-			p := newPack(t, 3+81+1)
-			mod, _ := p.add(3, gomod)
-			x, _ := p.add(3, []byte("x"))
-			folder, _ := p.add(2, entry(nil, "100644", "x", x))
-			for range 80 {
-				folder, _ = p.add(2, entry(nil, "40000", "d", folder))
-			}
-			var folders []byte
-			for i := range 22_000 {
-				folders = entry(folders, "40000", fmt.Sprintf("d%05d", i), folder)
-			}
-			tree, _ := p.add(2, entry(folders, "100644", "go.mod", mod))
-			return &hostileRepo{head: fmt.Sprintf("%x", p.commit(tree, "", "x")), pack: p}
-		}},
 		{"long messages", "not found|used up", "commit", func(t *testing.T) *hostileRepo {
 			p := newPack(t, 2+400)
 			mod, _ := p.add(3, gomod)
