@@ -96,7 +96,7 @@ type Config struct {
 	InflightMaxBytes  Bytes         `key:"inflight-max-bytes" default:"2GiB" help:"Bytes of zips being fetched to disk at once, for each crawler; one host gets half of them at most. A zip for which there are none is 503, and tried again later."`
 	QueueMax          int           `key:"queue-max" default:"20000" help:"Jobs in the queue, besides parked ones; more are refused with 503. Work ahead of demand has half of it."`
 	MaxWaiting        int           `key:"max-waiting" default:"2000" help:"Requests of a proxy that may wait for a fetch; more are refused with 503."`
-	MaxConnections    int           `key:"max-connections" default:"10000" help:"Requests in flight for each address; more are refused with 503."`
+	MaxConnections    int           `key:"max-connections" default:"10000" help:"Requests in flight for each address; more are refused with 503. A connection that becomes idle while more are open is closed."`
 	MaxBodyBytes      Bytes         `key:"max-body-bytes" default:"600MiB" help:"Largest body of a save."`
 	MaxHeaderBytes    Bytes         `key:"max-header-bytes" default:"32KiB" help:"Largest header of a request."`
 	ReadHeaderTimeout time.Duration `key:"read-header-timeout" default:"10s" help:"How long a client may take to send a request's header."`
