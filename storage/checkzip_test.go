@@ -183,7 +183,7 @@ func TestChecksLarge(t *testing.T) {
 	}
 	select {
 	case err := <-done:
-		t.Errorf("two were checked at a time: %v", err)
+		t.Fatalf("two were checked at a time: %v", err)
 	case <-time.After(200 * time.Millisecond): // it takes a tenth of that
 	}
 	c.large.Unlock()

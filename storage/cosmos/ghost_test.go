@@ -190,3 +190,24 @@ func TestManyJobsToCome(t *testing.T) {
 		t.Errorf("%d jobs are seen, at most %d are to be", n, seenMax)
 	}
 }
+
+// A replica that has seen as many jobs as it may, all of them due, makes room for one that
+// somebody waits for, and for no other.
+func TestUrgentJobIsSeen(t *testing.T) {
+	_, a := fake(t)
+	s := open(t, a, t.TempDir(), Options{})
+	now := time.Now()
+	see := func(id string, p storage.Priority, due time.Time) {
+		j := &jobItem{ID: id, Job: storage.Job{Priority: p, NotBefore: due}}
+		j.setDue()
+		s.queue.see(j)
+	}
+	for i := range seenMax {
+		see(fmt.Sprint(i), storage.Ahead, now.Add(-time.Hour))
+	}
+	see("urgent", storage.Demand, now)
+	see("another", storage.Ahead, now)
+	if s.queue.jobs["urgent"] == nil || s.queue.jobs["another"] != nil || len(s.queue.jobs) != seenMax {
+		t.Errorf("urgent is seen: %v; another: %v; %d jobs", s.queue.jobs["urgent"] != nil, s.queue.jobs["another"] != nil, len(s.queue.jobs))
+	}
+}
